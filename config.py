@@ -1,0 +1,237 @@
+"""Every hyperparameter on one page: a field is a flag, its default and its help text.
+
+Standard library only, so that --help, a typo and an impossible value are answered before torch is imported.
+"""
+
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from errors import UserError, did_you_mean
+
+BUNDLED = ("breast_cancer", "wine", "diabetes")
+COLUMN_KINDS = ("number", "category", "boolean", "date", "drop")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def model_names() -> list[str]:
+    """The names in MODELS of model.py, read as text: asking model.py itself would import torch."""
+    source = Path(__file__).with_name("model.py").read_text(encoding="utf-8")
+    return re.findall(r'"(\w+)"(?:: [A-Z]|\] = [A-Z])', source)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """what to learn from, and what to learn"""
+
+    data: str = "breast_cancer"
+    """A csv, tsv or parquet file (also .gz), or a bundled example: breast_cancer, wine, diabetes."""
+    target: str = ""
+    """The column to predict. Bundled examples know theirs."""
+    task: Literal["auto", "binary", "multiclass", "regression"] = "auto"
+    """The kind of problem; auto tells it from the target's values."""
+    columns: tuple[str, ...] = ()
+    """Overrule the kind of a column: NAME=KIND …, KIND one of number, category, boolean, date, drop."""
+    val_data: str = ""
+    """A file of validation rows, in place of a share of --data."""
+    test_data: str = ""
+    """A file of test rows, in place of a share of --data."""
+    val_split: float = 0.15
+    """Share of the rows for validation: it picks the best epoch."""
+    test_split: float = 0.15
+    """Share of the rows for the test, which is made once, after training."""
+    group: str = ""
+    """Rows with the same value in this column stay in the same split."""
+    time: str = ""
+    """Split by this column: the newest rows are the test, those before them validation."""
+    drop_nulls: bool = False
+    """Leave out rows with an empty cell in place of filling it in."""
+    scaling: Literal["standard", "quantile", "none"] = "standard"
+    """Numbers: to mean 0 and deviation 1, to a normal distribution by rank, or as they are."""
+    min_freq: int = 3
+    """Categories seen in fewer training rows than this share the code of unknown ones."""
+    batch_size: int = 0
+    """Rows per step; 0 = chosen from the number of training rows."""
+
+    def __post_init__(self):
+        for name in ("val_split", "test_split"):
+            value = getattr(self, name)
+            _check(0 < value < 1, f"--{name.replace('_', '-')} is a share of the rows between 0 and 1, not {value}.")
+        _check(self.val_split + self.test_split < 1, "--val-split and --test-split together leave no rows to train on.")
+        _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
+        _check(self.min_freq >= 1, f"--min-freq is a count of rows, 1 or more, not {self.min_freq}.")
+        _check(self.batch_size >= 0, f"--batch-size is a number of rows, not {self.batch_size}.")
+        self.column_kinds()
+
+    def column_kinds(self) -> dict[str, str]:
+        """`columns` as a dict: name → kind."""
+        kinds = {}
+        for item in self.columns:
+            name, separator, kind = item.rpartition("=")
+            _check(bool(separator and name), f"--columns takes NAME=KIND, not {item!r}.")
+            _check(kind in COLUMN_KINDS, f"--columns {item}: no such kind.{did_you_mean(kind, COLUMN_KINDS)}")
+            kinds[name] = kind
+        return kinds
+
+    def check_files(self) -> None:
+        """Raise UserError where a file named by a flag does not exist."""
+        for flag, path in (("--data", self.data), ("--val-data", self.val_data), ("--test-data", self.test_data)):
+            if not path or (flag == "--data" and path in BUNDLED) or Path(path).is_file():
+                continue
+            _check(not Path(path).is_dir(), f"{flag} {path} is a folder; a csv, tsv or parquet file is needed.")
+            folder = Path(path).parent
+            names = [str(folder / p.name) for p in sorted(folder.iterdir())] if folder.is_dir() else []
+            raise UserError(f"{flag} {path}: no such file.{did_you_mean(path, names or BUNDLED)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """the network"""
+
+    model: str = "auto"
+    """A name in MODELS of model.py; auto takes the one for the kind of data: mlp for tables."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of the hidden layers."""
+    activation: Literal["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"] = "relu"
+    """What follows each hidden layer."""
+    batch_norm: bool = True
+    """Batch normalisation in each hidden layer."""
+    dropout: float = 0.1
+    """Share of a hidden layer's outputs set to zero in training."""
+
+    def __post_init__(self):
+        names = ["auto", *model_names()]
+        _check(self.model in names, f"--model {self.model}: no such network.{did_you_mean(self.model, names)}")
+        _check(
+            all(width >= 1 for width in self.hidden),
+            f"--hidden takes widths of 1 or more, not {' '.join(map(str, self.hidden))}.",
+        )
+        _check(0 <= self.dropout < 1, f"--dropout is a share from 0 up to 1, not {self.dropout}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """how to learn"""
+
+    epochs: int = 100
+    """Passes over the training rows, at most."""
+    loss: Literal["auto", "mse", "l1", "huber"] = "auto"
+    """For regression: squared, absolute or Huber error. Classification has cross-entropy, binary or softmax."""
+    class_weights: bool = False
+    """Let each class count the same, however rare it is."""
+    label_smoothing: float = 0.0
+    """Share of each label spread over the classes."""
+    optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop"] = "Adam"
+    """When in doubt, Adam."""
+    lr: float = 1e-3
+    """Learning rate; OneCycleLR takes it as the peak."""
+    weight_decay: float = 1e-4
+    """Pull of the weights towards zero."""
+    momentum: float = 0.9
+    """For SGD."""
+    scheduler: Literal[
+        "none",
+        "LambdaLR",
+        "StepLR",
+        "MultiStepLR",
+        "ExponentialLR",
+        "CosineAnnealingLR",
+        "ReduceLROnPlateau",
+        "OneCycleLR",
+    ] = "ReduceLROnPlateau"
+    """How the learning rate moves, by torch's names; LambdaLR is lr / (1 + gamma · epoch)."""
+    warmup: int = 0
+    """Epochs in which the learning rate rises from zero, before the scheduler begins."""
+    step_size: int = 10
+    """StepLR: epochs between two drops."""
+    milestones: tuple[int, ...] = ()
+    """MultiStepLR: epochs of the drops; none given = at half and at three quarters of --epochs."""
+    gamma: float = 0.0
+    """Factor of a drop, or rate of decay; 0 = 0.95 for ExponentialLR, 0.1 for the others."""
+    lr_patience: int = 5
+    """ReduceLROnPlateau: epochs without improvement before a drop."""
+    min_lr: float = 0.0
+    """CosineAnnealingLR, ReduceLROnPlateau: the lowest learning rate."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 = no limit."""
+    monitor: str = "loss"
+    """What picks the best epoch on validation: loss, or a metric such as accuracy, roc_auc, f1, rmse, mae, r2."""
+    patience: int = 20
+    """Stop after this many epochs without improvement; 0 = never."""
+    seed: int = 0
+    """Of the split, the first weights, the order of the rows, dropout."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps …"""
+    threads: int = 0
+    """CPU threads; 0 = one for small networks, all for large ones."""
+    out: str = ""
+    """Run folder; default runs/<data>-<time>."""
+    resume: str = ""
+    """Go on from a last.pt, with its flags unless others are typed."""
+
+    def __post_init__(self):
+        for name in ("epochs", "step_size", "accumulate"):
+            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is 1 or more, not {getattr(self, name)}.")
+        for name in ("weight_decay", "momentum", "gamma", "min_lr", "clip_norm"):
+            value = getattr(self, name)
+            _check(
+                value >= 0 and math.isfinite(value), f"--{name.replace('_', '-')} is a number from 0 up, not {value}."
+            )
+        for name in ("warmup", "lr_patience", "patience", "seed", "threads"):
+            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} is 0 or more, not {getattr(self, name)}.")
+        _check(self.lr > 0 and math.isfinite(self.lr), f"--lr is a number above 0, not {self.lr}.")
+        _check(0 <= self.label_smoothing < 1, f"--label-smoothing is a share below 1, not {self.label_smoothing}.")
+        _check(self.momentum < 1, f"--momentum is below 1, not {self.momentum}.")
+        _check(self.warmup < self.epochs, f"--warmup {self.warmup} leaves no epoch of --epochs {self.epochs}.")
+        milestones = list(self.milestones)
+        _check(
+            milestones == sorted(set(milestones)) and all(m >= 1 for m in milestones),
+            f"--milestones are epochs in rising order, not {' '.join(map(str, milestones))}.",
+        )
+        _check(
+            re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", self.device) is not None,
+            f"--device {self.device}: no such device.{did_you_mean(self.device, ('auto', 'cpu', 'cuda', 'mps'))}",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """The three together, as a checkpoint keeps them."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict:
+        """Plain containers, ready for JSON."""
+        return {
+            group: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+            for group, values in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict) -> "Config":
+        """The inverse of `to_dict`; fields that this version does not have are passed over."""
+        groups = {"data": DataConfig, "model": ModelConfig, "training": TrainConfig}
+        return cls(
+            **{
+                name: group(
+                    **{
+                        f.name: tuple(state[name][f.name])
+                        if isinstance(state[name][f.name], list)
+                        else state[name][f.name]
+                        for f in fields(group)
+                        if f.name in state.get(name, {})
+                    }
+                )
+                for name, group in groups.items()
+            }
+        )

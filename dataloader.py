@@ -1,0 +1,277 @@
+"""Records → train, validation and test splits → batches."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from config import BUNDLED, DataConfig
+from errors import UserError, did_you_mean
+from preprocessing import DATE_FORMATS, TabularPreprocessor, canonical, to_days
+from reader import read_table
+from task import Task, check_classes, infer_kind
+
+EVAL_BATCH = 8192  # rows per forward pass where no gradient is kept
+
+
+def load_bundled(name: str) -> tuple[pd.DataFrame, str]:
+    """Return a table that scikit-learn ships, and the name of its target."""
+    from sklearn import datasets
+
+    options = {"scaled": False} if name == "diabetes" else {}
+    bunch = getattr(datasets, f"load_{name}")(as_frame=True, **options)
+    table = bunch.frame
+    if name != "diabetes":
+        table["target"] = [str(bunch.target_names[i]) for i in table["target"]]
+    table.index = pd.RangeIndex(1, len(table) + 1, name="row")
+    return table, "target"
+
+
+# ---------------------------------------------------------------- records → splits
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The records of each split, target included, and the kind of problem that all targets together make."""
+
+    train: pd.DataFrame
+    val: pd.DataFrame
+    test: pd.DataFrame
+    target: str
+    kind: str
+    notes: list[str]
+
+
+def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None) -> Splits:
+    """Read what `config` names (or take `table`), leave out unusable rows and split. Nothing is fitted here.
+
+    Raises UserError for every kind of bad data, naming file, row or column.
+    """
+    notes: list[str] = []
+    if table is None:
+        config.check_files()
+        table, target = load_bundled(config.data) if config.data in BUNDLED else (read_table(config.data), "")
+        target = config.target or target
+        _check_columns(table, config, target, config.data)
+    else:
+        target = config.target
+        _check_columns(table, config, target, "the table")
+    for name in table:
+        if name != target and config.column_kinds().get(name) != "drop" and table[name].isna().all():
+            raise UserError(f"column {name!r} has no value in any row: leave it out with --columns {name}=drop.")
+    parts = [_usable(table, target, config, notes, "")]
+    for path in (config.val_data, config.test_data):
+        if path:
+            given = read_table(path)
+            _check_columns(given, config, target, path)
+            missing = [c for c in parts[0] if c not in given]
+            if missing:
+                raise UserError(f"{path}: column {missing[0]!r} is missing.{did_you_mean(missing[0], given.columns)}")
+            parts.append(_usable(given[parts[0].columns], target, config, notes, f"{path}: "))
+    table, given = parts[0], iter(parts[1:])
+    kind = infer_kind(table[target]) if config.task == "auto" else config.task
+    val = next(given) if config.val_data else None
+    test = next(given) if config.test_data else None
+    shares = {
+        "val": 0.0 if config.val_data else config.val_split,
+        "test": 0.0 if config.test_data else config.test_split,
+    }
+    train_rows, val_rows, test_rows = split_rows(table, target, kind, config, shares, seed)
+    return Splits(
+        train=table.iloc[train_rows],
+        val=table.iloc[val_rows] if val is None else val,
+        test=table.iloc[test_rows] if test is None else test,
+        target=target,
+        kind=kind,
+        notes=notes,
+    )
+
+
+def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source: str) -> None:
+    names = [str(c) for c in table.columns]
+    if not target:
+        raise UserError(f"--target is needed: which column of {source} is to be predicted?{did_you_mean('', names)}")
+    if table.columns.has_duplicates:
+        raise UserError(f"{source}: column {table.columns[table.columns.duplicated()][0]!r} is there twice.")
+    wanted = {"--target": [target], "--group": [config.group], "--time": [config.time]}
+    for flag, columns in {**wanted, "--columns": list(config.column_kinds())}.items():
+        for name in columns:
+            if name and name not in names:
+                raise UserError(f"{flag} {name}: no such column in {source}.{did_you_mean(name, names)}")
+    for flag, name in (("--group", config.group), ("--time", config.time)):
+        if name == target:
+            raise UserError(f"{flag} {name} is the target: it cannot split the rows as well.")
+    if len(names) == 1:
+        raise UserError(f"{source} has the one column {names[0]!r}: there is nothing to predict it from.")
+
+
+def _usable(table: pd.DataFrame, target: str, config: DataConfig, notes: list[str], source: str) -> pd.DataFrame:
+    """Leave out rows without a target, and with --drop-nulls all rows with an empty cell that would be used."""
+    has_target = table[target].map(canonical) != "" if table[target].dtype == object else table[target].notna()
+    if not has_target.any():
+        raise UserError(f"{source}target {target!r} has no value in any row.")
+    if not has_target.all():
+        notes.append(f"{source}{(~has_target).sum()} rows without {target} left out")
+        table = table[has_target]
+    if config.drop_nulls:
+        dropped = {name for name, kind in config.column_kinds().items() if kind == "drop"}
+        whole = table[[c for c in table if c not in dropped]].notna().all(axis=1)
+        notes.append(f"{source}{(~whole).sum()} rows with an empty cell left out (--drop-nulls)")
+        table = table[whole]
+    if table.empty:
+        raise UserError(f"{source}no row is left once rows with an empty cell are left out (--drop-nulls).")
+    return table
+
+
+def split_rows(
+    table: pd.DataFrame, target: str, kind: str, config: DataConfig, shares: dict[str, float], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the positions of train, validation and test rows: disjoint, and together all rows.
+
+    Classes keep their shares in every split. A --group stays whole; --time puts the newest rows in the test.
+    shares: {"val", "test"} of all rows, 0 where a file is given. Raises UserError where there are too few rows.
+    """
+    count = len(table)
+    sizes = {name: math.ceil(share * count) if share else 0 for name, share in shares.items()}
+    if count - sum(sizes.values()) < 2:
+        raise UserError(
+            f"{count} rows are too few to split into train, validation and test: give more rows, "
+            "or --val-data and --test-data."
+        )
+    if kind == "regression":
+        labels = None
+    else:
+        labels = table[target].map(canonical).to_numpy()
+        splits = 1 + sum(size > 0 for size in sizes.values())
+        counts = pd.Series(labels).value_counts()
+        check_classes(counts, target, kind, fewest=splits)
+        if not (config.group or config.time) and any(0 < size < len(counts) for size in sizes.values()):
+            raise UserError(f"{count} rows are too few to show each of {len(counts)} classes in every split.")
+    train = np.arange(count)
+    if config.time:
+        return _split_by_time(table[config.time], sizes)
+    groups = table[config.group].map(canonical).to_numpy() if config.group else None
+    train, test = _split_off(train, sizes["test"], labels, groups, seed)
+    train, val = _split_off(train, sizes["val"], labels, groups, seed)
+    return train, val, test
+
+
+def _split_off(rows, size: int, labels, groups, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split `size` of the rows off, each part in its order in the file."""
+    from sklearn.model_selection import GroupShuffleSplit, train_test_split
+
+    if size == 0:
+        return rows, rows[:0]
+    if groups is not None:
+        if len(set(groups[rows])) < 2:
+            raise UserError("--group has too few groups: each split needs one of its own.")
+        # sklearn takes a share of the groups here, and groups differ in size: the rows come out as near as they can
+        splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
+        kept, off = next(splitter.split(rows, groups=groups[rows]))
+    else:
+        stratify = None if labels is None else labels[rows]
+        kept, off = train_test_split(np.arange(len(rows)), test_size=size, stratify=stratify, random_state=seed)
+    return rows[np.sort(kept)], rows[np.sort(off)]
+
+
+def _split_by_time(values: pd.Series, sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut at two moments: rows of the same moment are never on both sides."""
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        moments = values.to_numpy(dtype=np.float64)
+    else:
+        moments = None
+        for form in DATE_FORMATS:
+            try:
+                moments = to_days(values, form)
+                break
+            except UserError:
+                continue
+        if moments is None:
+            raise UserError(
+                f"--time {values.name}: row {values.index[0]} is {values.iloc[0]!r}, no date and no number."
+            )
+    if np.isnan(moments).any():
+        raise UserError(f"--time {values.name}: row {values.index[np.isnan(moments).argmax()]} has no value.")
+    ordered, count = np.sort(moments), len(moments)
+    test_from = ordered[count - sizes["test"]] if sizes["test"] else np.inf
+    before = ordered[ordered < test_from]
+    val_from = before[max(0, len(before) - sizes["val"])] if sizes["val"] and len(before) else test_from
+    parts = moments < val_from, (moments >= val_from) & (moments < test_from), moments >= test_from
+    wanted = (True, sizes["val"] > 0, sizes["test"] > 0)
+    if any(want and not part.any() for want, part in zip(wanted, parts, strict=True)):
+        raise UserError(f"--time {values.name}: too few different moments to cut train, validation and test apart.")
+    return tuple(np.flatnonzero(part) for part in parts)
+
+
+# ---------------------------------------------------------------- splits → batches
+
+
+class TensorBatches(Dataset):
+    """Records as tensors in memory. `__getitems__` gathers a whole batch at once, where the usual item-by-item
+    access and collation cost more than a small network's step."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor):
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+    def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inputs[indices], self.targets[indices]
+
+
+class BatchIndices(Sampler):
+    """Yield an index tensor for each batch, in random order (of torch's global generator) or in sequence.
+
+    A last batch of one record joins the one before: batch norm cannot work on one, and no record is lost.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, shuffle: bool):
+        self.count, self.batch_size, self.shuffle = count, batch_size, shuffle
+
+    def __len__(self) -> int:
+        batches = math.ceil(self.count / self.batch_size)
+        return batches - (batches > 1 and self.count % self.batch_size == 1)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(self.count) if self.shuffle else torch.arange(self.count)
+        last = len(self) - 1
+        for i in range(last):
+            yield order[i * self.batch_size : (i + 1) * self.batch_size]
+        yield order[last * self.batch_size :]
+
+
+def _as_is(batch):
+    return batch
+
+
+def make_loader(inputs: Tensor, targets: Tensor, batch_size: int, *, shuffle: bool) -> DataLoader:
+    """Return a DataLoader of (inputs, targets) batches over tensors in memory."""
+    sampler = BatchIndices(len(targets), batch_size, shuffle=shuffle)
+    return DataLoader(TensorBatches(inputs, targets), batch_sampler=sampler, collate_fn=_as_is)
+
+
+def make_loaders(
+    splits: Splits, preprocessor: TabularPreprocessor, task: Task, batch_size: int
+) -> tuple[DataLoader, DataLoader, DataLoader]:
+    """Return the loaders of the train (shuffled), validation and test splits.
+
+    batch_size 0 gives about 20 steps an epoch, between 32 and 1024 rows each.
+    """
+    if batch_size == 0:
+        batch_size = min(1024, max(32, 2 ** round(math.log2(max(1, len(splits.train) / 20)))))
+    loaders = []
+    for records, shuffle in ((splits.train, True), (splits.val, False), (splits.test, False)):
+        inputs, targets = preprocessor(records), task.encode(records[splits.target])
+        loaders.append(
+            make_loader(inputs, targets, batch_size if shuffle else max(batch_size, EVAL_BATCH), shuffle=shuffle)
+        )
+    return tuple(loaders)

@@ -1,0 +1,70 @@
+"""What a user can mend: one exception, its one-line report, and the flag parser that speaks the same way."""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line that names the file, row, column or flag and says what to do."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest of `names`, or else the list of them."""
+    names = [str(n) for n in names]
+    folded = {n.casefold(): n for n in names}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean {folded[near[0]]!r}?"
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return f" There is: {shown or 'nothing'}."
+
+
+def parse_flags(config: type, *, description: str, default=None, args: list[str] | None = None):
+    """Turn the command line into a `config` dataclass with tyro; raise UserError in one line where it is wrong.
+
+    tyro reports in a box over many lines; a user's terminal and a script's log both want the sentence alone.
+    """
+    import tyro
+
+    box = io.StringIO()
+    options = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                config,
+                args=args,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+                **options,
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+    text = " ".join(re.sub(r"[─-╿]", " ", box.getvalue()).split())
+    text = re.split(r"For full helptext|Argument helptext", text)[0]
+    text = re.sub(r"^(Value error|Unrecognized options|Invalid choice|Missing[\w ]*?) (?=[A-Za-z])", "", text)
+    text = re.sub(r"^Error parsing (?!--)\S+: ", "", text).strip().rstrip(".:")
+    raise UserError(f"{text}. See --help.")
+
+
+def run(command: Callable[[], None]) -> None:
+    """Run a command and exit: 0 done, 2 bad input (one line on standard error), 130 interrupted.
+
+    Anything else is a bug and keeps its traceback.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(stop.args[0] if stop.args else "interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `predict.py --output - | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,260 @@
+"""What is trained, saved, loaded and asked: preprocessor + model + task, and the checkpoint that holds them."""
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from errors import UserError
+from model import build_model
+from preprocessing import TabularPreprocessor, as_frame
+from task import Task
+
+FORMAT = 1  # of the checkpoint; a change that old code cannot read makes it 2
+MAGIC = "pytorch-training-project"
+GOLDEN_ROWS = 16
+BATCH = 8192  # records per forward pass
+PREPROCESSORS = {"tabular": TabularPreprocessor}
+DEFAULT_MODELS = {"tabular": "mlp"}
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator:
+    """Open a temporary file beside `path` and put it in its place once it is whole and on the disk.
+
+    Raises UserError where the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
+    try:
+        os.close(handle)
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with open(temporary, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.umask(mask := os.umask(0))  # a temporary file is private; the result is as any other file
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def weights_sha256(state_dict: dict[str, Tensor]) -> str:
+    """Return a fingerprint of names, types, shapes and bytes of the weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state_dict.items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device called `name`; auto takes cuda, then mps, then cpu. Raises UserError where it is absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"--device {name}: this machine or this build of torch does not have it.") from None
+    return torch.device(name)
+
+
+def plain_records(records: pd.DataFrame) -> list[dict]:
+    """Return rows as dicts that JSON can hold; empty cells are None, dates ISO text."""
+    rows = json.loads(records.to_json(orient="records", date_format="iso", double_precision=15, force_ascii=False))
+    return [{str(k): v for k, v in row.items()} for row in rows]
+
+
+class Pipeline:
+    """A model with all that it takes to ask it: `predict(records)` goes from raw records to answers.
+
+    model: any nn.Module, x → logits (N, task.out_features).
+    preprocessor: records → x; None where the model is only trained on loaders and never asked.
+    network: {"name", "facts"} for `build_model`, so that `load` can make the model again.
+    config: the flags of the run, kept for whoever opens the checkpoint.
+    examples: some raw training records; the checkpoint keeps them with their answers, and `load` asks them again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        preprocessor=None,
+        *,
+        network: dict | None = None,
+        config: dict | None = None,
+        examples: list[dict] | None = None,
+    ):
+        self.model, self.task, self.preprocessor = model, task, preprocessor
+        self.network, self.config, self.examples = network, config or {}, (examples or [])[:GOLDEN_ROWS]
+
+    @classmethod
+    def build(cls, name: str, options: dict, task: Task, preprocessor, **kept) -> "Pipeline":
+        """Make the network called `name` (auto: the one for this kind of data) with fresh weights.
+
+        options: the model flags.  kept: `config` and `examples`.
+        """
+        if name == "auto":
+            name = DEFAULT_MODELS[_kind_of(preprocessor)]
+        facts = {**preprocessor.model_args, "out_features": task.out_features, **options}
+        return cls(build_model(name, facts), task, preprocessor, network={"name": name, "facts": facts}, **kept)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def to(self, device: str) -> "Pipeline":
+        """Move the model to a device by name; auto chooses one."""
+        self.model.to(choose_device(device))
+        return self
+
+    @torch.inference_mode()
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of preprocessed records, on the CPU."""
+        self.model.eval()
+        return torch.cat([self.model(part.to(self.device)).cpu() for part in x.split(BATCH)])
+
+    def predict(self, records) -> pd.DataFrame:
+        """Answer raw records (DataFrame, dict or list of dicts): a row for each, in order, under the same index.
+
+        Classification: prediction, probability (of it), probability_<class>.  Regression: prediction.
+        Raises UserError, naming row and column, for records that the preprocessor cannot read.
+        """
+        frame = as_frame(records)
+        return self.answers(self.logits(self.preprocessor(frame)), frame.index)
+
+    def answers(self, logits: Tensor, index: pd.Index) -> pd.DataFrame:
+        """Put the answers that logits (N, out_features) give into a table with this index."""
+        return pd.DataFrame(self.task.columns(logits), index=index)
+
+    def save(
+        self, path: str | Path, *, state_dict: dict[str, Tensor] | None = None, training: dict | None = None
+    ) -> str:
+        """Write the checkpoint, whole or not at all, and return the fingerprint of its weights.
+
+        state_dict: other weights than the model's present ones.  training: what `Trainer` needs to go on.
+        """
+        state_dict = self.model.state_dict() if state_dict is None else state_dict
+        state_dict = {name: value.detach().cpu() for name, value in state_dict.items()}
+        checkpoint = {
+            "magic": MAGIC,
+            "format": FORMAT,
+            "torch": str(torch.__version__),
+            "task": asdict(self.task),
+            "kind": None if self.preprocessor is None else _kind_of(self.preprocessor),
+            "preprocessor": None if self.preprocessor is None else asdict(self.preprocessor),
+            "network": self.network,
+            "config": self.config,
+            "golden": self._golden(state_dict),
+            "weights_sha256": weights_sha256(state_dict),
+        }
+        json.dumps(checkpoint, allow_nan=False)  # plain containers only: anything else is a bug, and stops here
+        checkpoint |= {"state_dict": state_dict} | ({} if training is None else {"training": training})
+        with atomic_write(path, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file.name)
+            if unsafe:
+                raise TypeError(f"the checkpoint holds {unsafe}, which weights_only=True would refuse")
+        return checkpoint["weights_sha256"]
+
+    def _golden(self, state_dict: dict[str, Tensor]) -> dict:
+        """The examples and the answers that these weights give."""
+        if not self.examples:
+            return {"records": [], "answers": []}
+        self.model.eval()
+        with torch.inference_mode():
+            weights = {name: value.to(self.device) for name, value in state_dict.items()}
+            logits = functional_call(self.model, weights, self.preprocessor(self.examples).to(self.device)).cpu()
+        return {"records": self.examples, "answers": self.task.answer(logits)}
+
+    @classmethod
+    def load(cls, path: str | Path, *, model: nn.Module | None = None) -> "Pipeline":
+        """Load a checkpoint to the CPU and make sure that it still gives the answers that it gave when it was saved.
+
+        model: an instance to put the weights in, for networks that MODELS does not name.
+        Raises UserError where the file is no whole checkpoint of ours, or a golden row is answered differently.
+        """
+        state = read_checkpoint(path)
+        try:
+            task = Task(**state["task"])
+            preprocessor = PREPROCESSORS[state["kind"]](**state["preprocessor"]) if state["kind"] else None
+            if model is None:
+                if state["network"] is None:
+                    raise UserError(
+                        f"{path}: the network is no name in MODELS: hand it over as Pipeline.load(…, model=…)."
+                    )
+                model = build_model(state["network"]["name"], state["network"]["facts"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: the checkpoint does not fit this version of the code ({error!r}).") from None
+        try:
+            model.load_state_dict(state["state_dict"])
+        except RuntimeError as error:
+            raise UserError(f"{path}: the weights do not fit the network in model.py ({error}).") from None
+        golden = state["golden"]
+        pipeline = cls(
+            model, task, preprocessor, network=state["network"], config=state["config"], examples=golden["records"]
+        )
+        for row, (kept, now) in enumerate(
+            zip(golden["answers"], pipeline._golden(state["state_dict"])["answers"], strict=True)
+        ):
+            if not _same_answer(kept, now):
+                raise UserError(
+                    f"{path}: golden row {row + 1} was answered {kept} when the checkpoint was saved and {now} now: "
+                    "the code or a library has changed what this model computes."
+                )
+        return pipeline
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint file without running anything in it, and check that it is whole.
+
+    Raises UserError where it is absent, truncated, changed, not ours, of a newer format, or holds code.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: refused: this is no checkpoint of plain data (it may hold code to run).") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"{path}: truncated, or no checkpoint ({str(error).splitlines()[0][:120]}).") from None
+    if not isinstance(state, dict) or state.get("magic") != MAGIC:
+        raise UserError(f"{path}: a file of torch, but no checkpoint of this project.")
+    if state["format"] > FORMAT:
+        raise UserError(
+            f"{path}: format {state['format']} is newer than this code, which reads up to {FORMAT}: update it."
+        )
+    if weights_sha256(state["state_dict"]) != state["weights_sha256"]:
+        raise UserError(f"{path}: the weights are not those that were saved (the file is damaged).")
+    return state
+
+
+def _same_answer(kept: dict, now: dict) -> bool:
+    """Compare two answers: probabilities, or values relative to their size, to 1e-5."""
+    if "probabilities" in kept:
+        return kept["probabilities"].keys() == now.get("probabilities", {}).keys() and all(
+            abs(p - now["probabilities"][c]) <= 1e-5 for c, p in kept["probabilities"].items()
+        )
+    return math.isclose(kept["prediction"], now["prediction"], rel_tol=1e-5, abs_tol=1e-5)
+
+
+def _kind_of(preprocessor) -> str:
+    return next(kind for kind, cls in PREPROCESSORS.items() if isinstance(preprocessor, cls))

@@ -1,0 +1,146 @@
+"""Answer a file of samples from a checkpoint.
+
+  python predict.py --checkpoint runs/x/best.pt --input new.csv --output answers.csv
+
+csv, tsv, jsonl and parquet in; csv, jsonl and parquet out; "-" is standard input or output, written as csv, or as
+jsonl where the input is jsonl. One answer a row, in order. Where the target column is there, the metrics are printed.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin slow down all else on the machine
+
+import contextlib
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+from errors import UserError, parse_flags, run
+
+
+@dataclass(frozen=True)
+class Options:
+    """what to answer with, and what"""
+
+    checkpoint: str
+    """best.pt (or last.pt) of a run."""
+    input: str
+    """csv, tsv, jsonl or parquet file (also .gz), or - for standard input."""
+    output: str = "-"
+    """csv, tsv, jsonl or parquet file, or - for standard output."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps …"""
+
+
+class Writer:
+    """Write frames of answers, piece by piece, as csv, tsv, jsonl or parquet."""
+
+    def __init__(self, file, form: str):
+        self.file, self.form, self.parquet = file, form, None
+        self.first = True
+
+    def write(self, answers) -> None:
+        import pyarrow as pa
+        import pyarrow.csv as arrow
+        from pyarrow import parquet
+
+        if self.form == "jsonl":
+            self.file.write(
+                answers.to_json(orient="records", lines=True, double_precision=15, force_ascii=False).encode()
+            )
+            return
+        table = pa.Table.from_pandas(answers, preserve_index=False)
+        if self.form == "parquet":
+            self.parquet = self.parquet or parquet.ParquetWriter(self.file, table.schema)
+            self.parquet.write_table(table)
+        else:
+            options = arrow.WriteOptions(
+                include_header=self.first, delimiter="\t" if self.form == "tsv" else ",", quoting_style="needed"
+            )
+            arrow.write_csv(table, self.file, options)
+        self.first = False
+
+    def close(self) -> None:
+        if self.parquet:
+            self.parquet.close()
+
+
+@contextlib.contextmanager
+def open_output(path: str, source: str):
+    """Open `path` for answers: a file appears only when all of them are in it."""
+    from pipeline import atomic_write
+    from reader import file_format
+
+    if path == "-":
+        yield Writer(sys.stdout.buffer, "jsonl" if file_format(source) == "jsonl" else "csv")
+        sys.stdout.buffer.flush()
+        return
+    form = "tsv" if path.lower().endswith(".tsv") else file_format(path)
+    if path.lower().endswith(".gz"):
+        raise UserError(f"--output {path}: answers are not packed; leave out .gz.")
+    with atomic_write(path, "wb") as file:
+        writer = Writer(file, form)
+        yield writer
+        writer.close()
+
+
+def predict(options: Options) -> None:
+    """Answer all rows in pieces, in constant memory; then say what was unknown and, with targets, how good it was."""
+    from tqdm import tqdm
+
+    from pipeline import Pipeline
+    from reader import read_chunks, standard_input
+
+    pipeline = Pipeline.load(options.checkpoint).to(options.device)
+    known = pipeline.preprocessor
+    numbers = {name for name, state in known.used.items() if state["kind"] == "number"}
+    unknown, score, rows = Counter(), Score(pipeline.task), 0
+    source = standard_input() if options.input == "-" else contextlib.nullcontext(options.input)
+    with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
+        for frame in read_chunks(path, numbers=numbers):
+            try:
+                inputs = known(frame)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+            logits = pipeline.logits(inputs)
+            writer.write(pipeline.answers(logits, frame.index))
+            unknown.update(known.count_unknown(inputs))
+            score.add(logits, frame)
+            rows += len(frame)
+            bar.update(len(frame))
+        if rows == 0:
+            raise UserError(f"{path}: there are no rows below the header.")
+    for name, count in unknown.items():
+        print(f"column {name!r}: {count} of {rows} values unknown (unseen or too rare in training)", file=sys.stderr)
+    score.show(sys.stderr if options.output == "-" else sys.stdout)
+
+
+class Score:
+    """Metrics over the rows that come with their target, if any."""
+
+    def __init__(self, task):
+        self.task, self.metrics, self.trouble = task, None, ""
+
+    def add(self, logits, frame) -> None:
+        if self.task.target not in frame or self.trouble:
+            return
+        given = frame[self.task.target].notna().to_numpy()
+        try:
+            targets = self.task.encode(frame[self.task.target][given])
+        except UserError as error:  # rows can be answered whatever stands in the target column
+            self.trouble = str(error)
+            return
+        if given.any():
+            self.metrics = self.metrics or self.task.metrics()
+            self.metrics.update(self.task.scores(logits[given]), self.task.decode(targets))
+
+    def show(self, file) -> None:
+        if self.trouble:
+            print(f"no metrics: {self.trouble}", file=sys.stderr)
+        elif self.metrics:
+            values = {name: float(value) for name, value in self.metrics.compute().items()}
+            print("metrics  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()), file=file)
+
+
+if __name__ == "__main__":
+    run(lambda: predict(parse_flags(Options, description=__doc__)))

@@ -1,0 +1,420 @@
+"""Everything about x: raw records → one float tensor per record, fitted on the training split alone.
+
+Scikit-learn finds the statistics; what is kept of it are plain numbers, and a few lines apply them.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from errors import UserError, did_you_mean
+
+# What pandas takes for an empty cell, and the "?" and "-" of older tables
+NULLS = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+     "NULL", "NaN", "None", "n/a", "nan", "null", "?", "-")
+)  # fmt: skip
+BOOLEANS = dict.fromkeys(("true", "yes", "y", "t", "on"), 1.0) | dict.fromkeys(("false", "no", "n", "f", "off"), 0.0)
+DATE_FORMATS = (
+    "ISO8601",
+    *(d + t for d in ("%Y/%m/%d", "%Y.%m.%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y년 %m월 %d일",
+                      "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y")
+      for t in ("", " %H:%M", " %H:%M:%S")),
+)  # fmt: skip
+# A number that says more than its value: 1,234 · $12 · 12 kg · 45% · 3 000 €
+DRESSED_NUMBER = re.compile(r"[^\w\s.+-]?\s*[+-]?\d[\d,. ']*\s*([^\W\d_]{1,6}[²³]?|%|[$€£¥₩])?")
+DAY = 86_400.0  # seconds
+DISTINCT_FEW = 20  # a column with no more values than this is a category even where some look like numbers
+
+
+def as_frame(records) -> pd.DataFrame:
+    """Return records (a DataFrame, a dict or a list of dicts) as a DataFrame; rows of a list count from 1."""
+    if isinstance(records, pd.DataFrame):
+        return records
+    records = [records] if isinstance(records, dict) else list(records)
+    frame = pd.DataFrame.from_records(records)
+    frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
+    return frame
+
+
+def canonical(value) -> str:
+    """Return one spelling for a value however it was read: 1, 1.0, "1" and "01" are "1"; True is "true"; null is "".
+
+    Labels and categories are compared by it, so that a csv, a parquet file and a JSON request mean the same.
+    """
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value)).lower()
+    text = str(value).strip()
+    if text in NULLS:
+        return ""
+    if re.fullmatch(r"[+-]?\d+(\.0*)?", text):
+        return str(int(text.split(".")[0]))
+    if re.fullmatch(r"[+-]?\d*\.\d+", text):
+        return repr(float(text))
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
+def _strings(values: pd.Series) -> pd.Series:
+    """Return cells as stripped text, empty and null-like ones as missing."""
+    text = values.astype("str").str.strip()
+    return text.mask(text.isin(NULLS) | values.isna())
+
+
+def _first(values: pd.Series, wrong: np.ndarray) -> str:
+    """Name the first wrong cell: "row 17, column 'age': 'abc'"."""
+    at = int(np.flatnonzero(wrong)[0])
+    return f"row {values.index[at]}, column {values.name!r}: {str(values.iloc[at])!r}"
+
+
+def to_numbers(values: pd.Series, hint: str = "") -> np.ndarray:
+    """Return a column as float64, missing cells as NaN.
+
+    Raises UserError, which names the row and `hint` (what to do), where a cell is no number or is infinite.
+    """
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        text = _strings(values)
+        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong = np.isnan(numbers) & text.notna().to_numpy()
+        if wrong.any():
+            raise UserError(f"{_first(values, wrong)} is not a plain number. {hint}")
+    if np.isinf(numbers).any():
+        raise UserError(f"{_first(values, np.isinf(numbers))} is infinite. Empty the cell or leave out the row.")
+    return numbers
+
+
+def to_booleans(values: pd.Series) -> np.ndarray:
+    """Return a column as float64 0 and 1, missing cells as NaN. Raises UserError for any other word."""
+    codes, words = pd.factorize(values, use_na_sentinel=True)
+    keys = [canonical(w).lower() for w in words]
+    lookup = np.array([BOOLEANS.get(k, {"0": 0.0, "1": 1.0}.get(k, np.inf)) if k else np.nan for k in keys] + [np.nan])
+    numbers = lookup[codes]
+    if np.isinf(numbers).any():
+        raise UserError(f"{_first(values, np.isinf(numbers))} is not a boolean such as true, false, yes, no, 0, 1.")
+    return numbers
+
+
+def to_days(values: pd.Series, form: str) -> np.ndarray:
+    """Return dates as float64 days since 1970, missing cells as NaN. Raises UserError where `form` does not fit."""
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        dates = values
+    else:
+        text = _strings(values)
+        dates = pd.to_datetime(text, format=form, errors="coerce", utc=True)
+        wrong = (dates.isna() & text.notna()).to_numpy()
+        if wrong.any():
+            raise UserError(f"{_first(values, wrong)} is not a date in the form {form} of the training data.")
+    dates = pd.DatetimeIndex(dates)
+    dates = dates.tz_convert("UTC").tz_localize(None) if dates.tz is not None else dates
+    days = (dates - pd.Timestamp(0)) / pd.Timedelta(seconds=1) / DAY
+    return days.to_numpy(dtype=np.float64)
+
+
+def _date_format(text: pd.Series) -> str:
+    """Return the first of DATE_FORMATS that fits every cell, or ""."""
+    text = text.dropna().drop_duplicates()
+    looks_like_date = text.str.contains(r"\d.*[-/.:년 ].*\d", regex=True)
+    if text.empty or not looks_like_date.all():
+        return ""
+    for form in DATE_FORMATS:
+        if all(
+            pd.to_datetime(cells, format=form, errors="coerce", utc=True).notna().all() for cells in (text[:100], text)
+        ):
+            return form
+    return ""
+
+
+def infer_kind(values: pd.Series, min_freq: int) -> tuple[str, str]:
+    """Work out the kind of a column from its training rows.
+
+    Returns (kind, why): kind is number, category, boolean, date, text, id or constant; the last three are left out.
+    Raises UserError for a number column in which some cells carry units or thousands separators.
+    """
+    present = values.dropna()
+    if pd.api.types.is_bool_dtype(values.dtype):
+        return ("boolean", "") if present.nunique() > 1 else ("constant", "one value only")
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return ("date", "") if present.nunique() > 1 else ("constant", "one value only")
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        return _infer_number(values, to_numbers(values))
+    text = _strings(values)
+    present = text.dropna()
+    distinct = present.nunique()
+    if distinct == 0 or (distinct == 1 and len(present) == len(text)):
+        return "constant", "one value only" if distinct else "no values in the training rows"
+    if set(present.str.lower().unique()) <= set(BOOLEANS):
+        return "boolean", ""
+    numbers = pd.to_numeric(present, errors="coerce")
+    if numbers.notna().all():
+        return _infer_number(text, numbers.to_numpy(dtype=np.float64))
+    _refuse_dressed_numbers(values, present, numbers)
+    if form := _date_format(present):
+        return "date", form
+    return _infer_words(present, distinct, min_freq)
+
+
+def _infer_number(values: pd.Series, numbers: np.ndarray) -> tuple[str, str]:
+    numbers = numbers[~np.isnan(numbers)]
+    distinct = len(np.unique(numbers))
+    if distinct == 0 or (distinct == 1 and len(numbers) == len(values)):
+        return "constant", "one value only" if distinct else "no values in the training rows"
+    whole = len(numbers) >= 20 and distinct == len(numbers) and bool((numbers == np.round(numbers)).all())
+    # Row numbers run without large gaps, whichever of their rows the training split got.
+    if whole and (np.ptp(numbers) < 4 * distinct or re.search(r"(^|[\W_])id$|[a-z]I[dD]$|uuid", str(values.name))):
+        return "id", "a different whole number in every row"
+    return "number", ""
+
+
+def _refuse_dressed_numbers(values: pd.Series, present: pd.Series, numbers: pd.Series) -> None:
+    """Raise UserError where the cells are numbers but for a unit, a currency or a thousands separator."""
+    rest = present[numbers.isna()]
+    mostly_plain = len(rest) <= 0.5 * len(present)
+    dressed_share = rest.drop_duplicates().map(lambda t: DRESSED_NUMBER.fullmatch(t) is not None).mean()
+    many = present.nunique() > DISTINCT_FEW  # few are categories: "36 months" and "60 months", or 0, 1, 2, 3+
+    if (mostly_plain and (many or dressed_share == 1)) or (many and dressed_share >= 0.8 and not _date_format(present)):
+        wrong = values.index.isin(rest.index[:1])
+        raise UserError(
+            f"{_first(values, wrong)} is not a plain number: write it without units and thousands separators, "
+            f"or give --columns {values.name}=category (or =drop)."
+        )
+
+
+def _infer_words(present: pd.Series, distinct: int, min_freq: int) -> tuple[str, str]:
+    varied = distinct > 0.5 * len(present) and distinct > DISTINCT_FEW / 2
+    words = present.str.count(r"\s+").mean() + 1
+    if varied and (words >= 3 or present.str.len().mean() > 40):
+        return "text", f"free text of {words:.0f} words"
+    if varied:
+        return "id", f"{distinct} values in {len(present)} rows"
+    if present.value_counts().iloc[0] < min_freq:
+        return "id", f"no value in {min_freq} rows or more (--min-freq)"
+    return "category", ""
+
+
+def _fit_number(values: pd.Series, scaling: str) -> dict:
+    """Statistics of a number column: the median for missing cells, and what its scaling needs."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import QuantileTransformer, StandardScaler
+
+    numbers = to_numbers(values, f"Mend it or give --columns {values.name}=category (or =drop).")[:, None]
+    flag = bool(np.isnan(numbers).any())
+    if np.isnan(numbers).all():
+        raise UserError(
+            f"column {values.name!r} has no values in the training rows: give --columns {values.name}=drop."
+        )
+    imputer = SimpleImputer(strategy="median").fit(numbers)
+    numbers = imputer.transform(numbers)
+    state = {"fill": float(imputer.statistics_[0]), "flag": flag}
+    if scaling == "quantile":
+        grid = QuantileTransformer(n_quantiles=min(256, len(numbers)), subsample=100_000, random_state=0).fit(numbers)
+        state["quantiles"] = grid.quantiles_[:, 0].tolist()
+    elif scaling == "standard":
+        scaler = StandardScaler().fit(numbers)
+        state |= {"mean": float(scaler.mean_[0]), "std": float(scaler.scale_[0])}
+    return state
+
+
+def _fit_category(values: pd.Series, min_freq: int) -> dict:
+    codes, raw = pd.factorize(values, use_na_sentinel=False)
+    counts: dict[str, int] = {}
+    for value, count in zip(raw.tolist(), np.bincount(codes, minlength=len(raw)).tolist(), strict=True):
+        counts[canonical(value)] = counts.get(canonical(value), 0) + count
+    return {"values": sorted(v for v, n in counts.items() if n >= min_freq)}
+
+
+def _fit_date(values: pd.Series) -> dict:
+    is_date = pd.api.types.is_datetime64_any_dtype(values.dtype)
+    form = "ISO8601" if is_date else _date_format(_strings(values))
+    if not form:
+        raise UserError(f"column {values.name!r} is no date in any one form: give --columns {values.name}=category.")
+    days = to_days(values, form)
+    known = days[~np.isnan(days)]
+    return {
+        "form": form,
+        "flag": bool(np.isnan(days).any()),
+        "clock": bool((known % 1 != 0).any()),
+        "mean": float(known.mean()),
+        "std": float(known.std()) or 1.0,
+    }
+
+
+def _quantile_scale(numbers: np.ndarray, quantiles: list[float]) -> np.ndarray:
+    """Map numbers to a standard normal distribution by rank, as scikit-learn's QuantileTransformer does.
+
+    Interpolating from both sides and averaging puts a value that fills several quantiles in their middle.
+    """
+    grid, levels = np.asarray(quantiles), np.linspace(0, 1, len(quantiles))
+    rank = 0.5 * (np.interp(numbers, grid, levels) - np.interp(-numbers, -grid[::-1], -levels[::-1]))
+    return torch.special.ndtri(torch.from_numpy(rank.clip(1e-4, 1 - 1e-4))).numpy()
+
+
+@dataclass(frozen=True)
+class TabularPreprocessor:
+    """What was learned of a table's columns; `__call__` applies it.
+
+    `columns` maps each name to {"kind": …} and the plain values that its kind needs, left-out columns included.
+    """
+
+    columns: dict[str, dict]
+
+    @classmethod
+    def fit(cls, records: pd.DataFrame, *, kinds: dict[str, str], scaling: str, min_freq: int) -> "TabularPreprocessor":
+        """Learn from training records, without the target.
+
+        kinds: name → kind, where the user overrules (number, category, boolean, date, drop).
+        scaling: standard, quantile or none.  min_freq: rarer categories share the unknown code.
+        Raises UserError where a column cannot be read as its kind, or none is left.
+        """
+        columns = {}
+        for name in records:
+            values = records[name]
+            kind, why = (kinds[name], "as told") if name in kinds else infer_kind(values, min_freq)
+            state = {"kind": kind, "why": why}
+            if kind == "number":
+                state |= _fit_number(values, scaling)
+            elif kind == "category":
+                state |= _fit_category(values, min_freq)
+            elif kind == "boolean":
+                known = to_booleans(values)
+                fill = float(np.nanmean(known) >= 0.5) if not np.isnan(known).all() else 0.0
+                state |= {"fill": fill, "flag": bool(np.isnan(known).any())}
+            elif kind == "date":
+                state |= _fit_date(values)
+            columns[str(name)] = state
+        fitted = cls(columns)
+        if not fitted.used:
+            raise UserError(
+                "no column is left to learn from: " + "; ".join(f"{n}: {s['kind']}" for n, s in columns.items())
+            )
+        return fitted
+
+    @property
+    def used(self) -> dict[str, dict]:
+        """The columns that reach the network, in the order of `columns`."""
+        return {n: s for n, s in self.columns.items() if s["kind"] in ("number", "category", "boolean", "date")}
+
+    @property
+    def categories(self) -> dict[str, dict]:
+        return {n: s for n, s in self.used.items() if s["kind"] == "category"}
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Name of each column of the tensor: the numbers, then the category codes."""
+        names = []
+        for name, state in self.used.items():
+            if state["kind"] == "date":
+                parts = ("year", "weekday", "hour") if state["clock"] else ("year", "weekday")
+                names += [f"{name} day"] + [f"{name} {part} {wave}" for part in parts for wave in ("sin", "cos")]
+            elif state["kind"] != "category":
+                names.append(name)
+            if state.get("flag"):
+                names.append(f"{name} missing")
+        return names + list(self.categories)
+
+    @property
+    def model_args(self) -> dict:
+        """in_features: width of the tensor.  category_sizes: codes of each of its last columns."""
+        return {
+            "in_features": len(self.feature_names),
+            "category_sizes": [len(s["values"]) + 1 for s in self.categories.values()],
+        }
+
+    def __call__(self, records) -> Tensor:
+        """Turn records (DataFrame, dict or list of dicts) into a float32 tensor (N, in_features).
+
+        A category's code is 1 … n by its value, 0 where training did not know it or saw it too rarely.
+        Raises UserError, naming row and column, for a missing column or a cell of the wrong kind.
+        """
+        frame = as_frame(records)
+        self._check_columns(frame)
+        x = np.empty((len(frame), len(self.feature_names)), dtype=np.float32)
+        at = 0
+        for name, state in self.used.items():
+            if state["kind"] != "category":
+                for feature in self._numbers(frame[name], state):
+                    x[:, at] = feature
+                    at += 1
+        for name, state in self.categories.items():
+            x[:, at] = self._codes(frame[name], state)
+            at += 1
+        return torch.from_numpy(x)
+
+    def _check_columns(self, frame: pd.DataFrame) -> None:
+        if frame.columns.has_duplicates:
+            twice = frame.columns[frame.columns.duplicated()][0]
+            raise UserError(f"column {twice!r} is there twice: rename one of them.")
+        for name in self.used:
+            if name not in frame:
+                others = [c for c in frame if c not in self.used]
+                raise UserError(f"column {name!r} is missing.{did_you_mean(name, others or frame.columns)}")
+
+    @staticmethod
+    def _numbers(values: pd.Series, state: dict):
+        """Yield the float columns that one number, boolean or date column becomes."""
+        if state["kind"] == "date":
+            raw = to_days(values, state["form"])
+            missing = np.isnan(raw)
+            days = np.where(missing, state["mean"], raw)
+            yield (days - state["mean"]) / state["std"]
+            # Seasons repeat: a year of 365.2425 days, a week that began on a Thursday in 1970, a day.
+            for period in (365.2425, 7.0, 1.0) if state["clock"] else (365.2425, 7.0):
+                angle = 2 * np.pi * days / period
+                yield np.where(missing, 0.0, np.sin(angle))
+                yield np.where(missing, 0.0, np.cos(angle))
+        else:
+            raw = (
+                to_booleans(values) if state["kind"] == "boolean" else to_numbers(values, "Mend the cell or empty it.")
+            )
+            missing = np.isnan(raw)
+            numbers = np.where(missing, state["fill"], raw)
+            if "quantiles" in state:
+                numbers = _quantile_scale(numbers, state["quantiles"])
+            elif "std" in state:
+                numbers = (numbers - state["mean"]) / state["std"]
+            yield numbers
+        if state["flag"]:
+            yield missing
+
+    @staticmethod
+    def _codes(values: pd.Series, state: dict) -> np.ndarray:
+        lookup = {value: code for code, value in enumerate(state["values"], start=1)}
+        codes, raw = pd.factorize(values, use_na_sentinel=False)
+        return np.array([lookup.get(canonical(value), 0) for value in raw.tolist()], dtype=np.float32)[codes]
+
+    def count_unknown(self, x: Tensor) -> dict[str, int]:
+        """Count the unknown codes of each category column in a tensor that `__call__` returned."""
+        names = list(self.categories)
+        counts = (x[:, x.shape[1] - len(names) :] == 0).sum(dim=0).tolist() if names else []
+        return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+    def decisions(self) -> list[tuple[str, str, str]]:
+        """(column, kind, what becomes of it) for each column, to show to a person."""
+        rows = []
+        for name, state in self.columns.items():
+            kind = state["kind"]
+            if name not in self.used:
+                what = "left out" + (f": {state['why']}" if state["why"] else "")
+            elif kind == "category":
+                what = f"{len(state['values'])} known values, a code for all others"
+            elif kind == "date":
+                what = f"read as {state['form']}: day, season, weekday" + (", hour" if state["clock"] else "")
+            elif kind == "boolean":
+                what = "0 or 1"
+            else:
+                what = (
+                    "by rank to a normal distribution" if "quantiles" in state
+                    else f"mean {state['mean']:.4g}, deviation {state['std']:.4g} → 0, 1" if "std" in state
+                    else "as it is"
+                )  # fmt: skip
+            if state.get("flag"):
+                fill = "the mean date" if kind == "date" else f"{state['fill']:.4g}"
+                what += f"; missing → {fill}, with a flag"
+            rows.append((name, kind, what))
+        return rows

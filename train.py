@@ -1,0 +1,241 @@
+"""Train a model on your own data and test it once.
+
+  python train.py                                    the bundled example: breast cancer
+  python train.py --data table.csv --target price    your own table
+  python train.py --resume runs/x/last.pt            go on after an interruption
+
+Writes a run folder: best.pt (for predict.py), last.pt (for --resume), metrics.json, history.csv,
+test_predictions.csv, sample.csv and TensorBoard events.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin slow down all else on the machine
+
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from config import Config, DataConfig, ModelConfig, TrainConfig
+from errors import UserError, parse_flags, run
+
+# torch, pandas and scikit-learn are imported where they are used: --help and a typo are answered without them.
+
+SAMPLE_ROWS = 5
+
+
+@dataclass
+class Run:
+    """What `train` returns: the trained pipeline, and what is known of it."""
+
+    pipeline: object  # a pipeline.Pipeline with the best weights
+    history: object  # a DataFrame, a row per epoch
+    val: dict[str, float]  # metrics of the best epoch
+    test: dict[str, float]  # metrics on the test split
+    predictions: object  # a DataFrame: row, target and answer of each test record
+    out: Path | None
+
+
+def train(
+    data: DataConfig | None = None,
+    model: ModelConfig | None = None,
+    training: TrainConfig | None = None,
+    *,
+    table=None,
+) -> Run:
+    """Assemble data, model and trainer; fit; test once; write the run folder.
+
+    table: a DataFrame to use in place of the file that `data.data` names.
+    Raises UserError for anything wrong with data or flags, and KeyboardInterrupt, everything saved, when interrupted.
+    """
+    import pandas as pd
+
+    from dataloader import load_splits, make_loaders
+    from trainer import Trainer
+
+    config = Config(data or DataConfig(), model or ModelConfig(), training or TrainConfig())
+    state = _training_state(config.training.resume) if config.training.resume else None
+    splits = load_splits(config.data, config.training.seed, table)
+    pipeline = assemble(splits, config)
+    loaders = make_loaders(splits, pipeline.preprocessor, pipeline.task, config.data.batch_size)
+    _print_data(splits, pipeline)
+    out, is_new = _run_folder(config, "table" if table is not None else Path(config.data.data).name)
+    config = replace(config, training=replace(config.training, out=str(out), resume=""))
+    pipeline.config = config.to_dict()
+    try:
+        trainer = Trainer(pipeline, config.training)
+        if state:
+            _take_over(trainer, state, config.training.resume)
+        history = trainer.fit(*loaders[:2])
+    except BaseException:
+        if is_new and not (out / "last.pt").exists():
+            shutil.rmtree(out, ignore_errors=True)  # nothing was learned yet: leave nothing half-made behind
+        raise
+    result = Run(
+        pipeline=pipeline,
+        history=pd.DataFrame(history),
+        val={k.removeprefix("val/"): v for k, v in history[trainer.best["epoch"] - 1].items() if k.startswith("val/")},
+        test=trainer.evaluate(loaders[2]),
+        predictions=_test_predictions(splits, pipeline),
+        out=out,
+    )
+    _write_run(result, trainer, splits, config)
+    return result
+
+
+def assemble(splits, config: Config):
+    """Fit preprocessor and task on the training records, and put a fresh network between them."""
+    from pipeline import Pipeline, plain_records
+    from preprocessing import TabularPreprocessor
+    from task import Task
+    from trainer import seed_all
+
+    kinds = {config.data.group: "drop"} if config.data.group else {}
+    preprocessor = TabularPreprocessor.fit(
+        splits.train.drop(columns=splits.target),
+        kinds=kinds | config.data.column_kinds(),
+        scaling=config.data.scaling,
+        min_freq=config.data.min_freq,
+    )
+    task = Task.fit(
+        splits.train[splits.target],
+        splits.kind,
+        loss=config.training.loss,
+        class_weights=config.training.class_weights,
+        label_smoothing=config.training.label_smoothing,
+    )
+    seed_all(config.training.seed, 0)
+    options = {k: v for k, v in config.to_dict()["model"].items() if k != "model"}
+    examples = plain_records(splits.train[list(preprocessor.used)].head(16))
+    return Pipeline.build(config.model.model, options, task, preprocessor, examples=examples)
+
+
+def resume_config(path: str) -> Config:
+    """Return the flags of the run that wrote `path` (a last.pt), set to go on from there in the folder where it is."""
+    config = Config.from_dict(_training_state(path)["config"])
+    return replace(config, training=replace(config.training, resume=path, out=str(Path(path).parent)))
+
+
+def _training_state(path: str) -> dict:
+    from pipeline import read_checkpoint
+
+    state = read_checkpoint(path)
+    if "training" not in state:
+        raise UserError(f"--resume {path}: it holds a model but no state of training. Give the last.pt beside it.")
+    return state
+
+
+def _take_over(trainer, state: dict, path: str) -> None:
+    """Put a saved state into a trainer made anew; raise UserError where data or flags make it another run."""
+    pipeline = trainer.pipeline
+    now = {"task": asdict(pipeline.task), "preprocessor": asdict(pipeline.preprocessor), "network": pipeline.network}
+    for name, flags in (("task", "target"), ("preprocessor", "data"), ("network", "network")):
+        if json.loads(json.dumps(now[name])) != state[name]:
+            raise UserError(
+                f"--resume {path}: the {flags} or its flags are not those of that run, whose weights would not fit. "
+                "Undo the change, or begin a new run without --resume."
+            )
+    pipeline.model.load_state_dict(state["state_dict"])
+    trainer.resume(state["training"])
+
+
+def _run_folder(config: Config, name: str) -> tuple[Path, bool]:
+    """Make the run folder, and tell whether it is new. Raises UserError where it cannot be, or holds another run."""
+    base = config.training.out or f"runs/{name.split('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out, count = Path(base), 1
+    while not config.training.out and out.exists():
+        count += 1
+        out = Path(f"{base}-{count}")
+    if not config.training.resume and any((out / name).exists() for name in ("best.pt", "last.pt")):
+        raise UserError(f"--out {out} holds a run already: give another folder, or --resume {out / 'last.pt'}.")
+    is_new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: the folder cannot be made ({error.strerror}).") from None
+    if not os.access(out, os.W_OK):
+        raise UserError(f"--out {out}: the folder cannot be written to.")
+    return out, is_new
+
+
+def _test_predictions(splits, pipeline):
+    answers = pipeline.predict(splits.test)
+    answers.insert(0, "target", splits.test[splits.target])
+    return answers.rename_axis("row").reset_index()
+
+
+def _write_run(result: Run, trainer, splits, config: Config) -> None:
+    """Write what is known once training is over: test predictions, a sample for predict.py, metrics.json last."""
+    from pipeline import atomic_write, weights_sha256
+
+    out, task = result.out, result.pipeline.task
+    with atomic_write(out / "test_predictions.csv") as file:
+        result.predictions.to_csv(file, index=False)
+    with atomic_write(out / "sample.csv") as file:
+        splits.test.drop(columns=splits.target).head(SAMPLE_ROWS).to_csv(file, index=False)
+    rows = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
+    seconds = float(result.history["seconds"].sum())
+    metrics = {
+        "task": task.kind,
+        "target": task.target,
+        "classes": task.classes,
+        "rows": rows,
+        "best_epoch": trainer.best["epoch"],
+        "epochs": len(result.history),
+        "val": result.val,
+        "test": result.test,
+        "seconds": seconds,
+        "samples_per_second": rows["train"] * len(result.history) / seconds,
+        "weights_sha256": weights_sha256(trainer.best["state_dict"]),
+        "model": result.pipeline.network["name"],
+        "device": str(trainer.device),
+        "threads": trainer.threads,
+        "config": config.to_dict(),
+    }
+    with atomic_write(out / "metrics.json") as file:
+        json.dump(_finite(metrics), file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    print(f"\nbest epoch {trainer.best['epoch']} of {len(result.history)}, in {seconds:.1f} s")
+    for split in ("val", "test"):
+        print(f"{split:<5} " + "  ".join(f"{name} {value:.4f}" for name, value in getattr(result, split).items()))
+    print(f"\nTry it: python predict.py --checkpoint {out / 'best.pt'} --input {out / 'sample.csv'} --output -")
+
+
+def _finite(value):
+    """Put None, which JSON knows, in the place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print_data(splits, pipeline) -> None:
+    """Show what was worked out about the data, for a person to overrule."""
+    for note in splits.notes:
+        print(note)
+    task = pipeline.task
+    rows = f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test rows"
+    if task.classes:
+        shown = ", ".join(map(str, task.classes[:8])) + (", …" if len(task.classes) > 8 else "")
+        print(f"{task.target}: {task.kind} ({shown}); {rows}")
+    else:
+        print(f"{task.target}: regression (mean {task.mean:.4g}, deviation {task.std:.4g}); {rows}")
+    decisions = pipeline.preprocessor.decisions()
+    widths = [max(len(row[i]) for row in decisions) for i in range(2)]
+    for name, kind, what in decisions:
+        print(f"  {name:<{min(widths[0], 40)}}  {kind:<{widths[1]}}  {what}")
+    print("Overrule with --task KIND and --columns NAME=KIND …", flush=True)
+
+
+def main() -> None:
+    config = parse_flags(Config, description=__doc__)
+    if config.training.resume:
+        config = parse_flags(Config, description=__doc__, default=resume_config(config.training.resume))
+    config.data.check_files()
+    train(config.data, config.model, config.training)
+
+
+if __name__ == "__main__":
+    run(main)
