@@ -66,7 +66,7 @@ def weights_sha256(state_dict: dict[str, Tensor]) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the torch device called `name`; auto takes cuda, then mps, then cpu. Raises UserError where it is absent."""
+    """Return the torch device called `name`; auto takes cuda, mps or cpu. Raises UserError where it is absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -146,8 +146,8 @@ class Pipeline:
 
     def save(
         self, path: str | Path, *, state_dict: dict[str, Tensor] | None = None, training: dict | None = None
-    ) -> str:
-        """Write the checkpoint, whole or not at all, and return the fingerprint of its weights.
+    ) -> None:
+        """Write the checkpoint, whole or not at all.
 
         state_dict: other weights than the model's present ones.  training: what `Trainer` needs to go on.
         """
@@ -173,7 +173,6 @@ class Pipeline:
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file.name)
             if unsafe:
                 raise TypeError(f"the checkpoint holds {unsafe}, which weights_only=True would refuse")
-        return checkpoint["weights_sha256"]
 
     def _golden(self, state_dict: dict[str, Tensor]) -> dict:
         """The examples and the answers that these weights give."""
@@ -198,9 +197,7 @@ class Pipeline:
             preprocessor = PREPROCESSORS[state["kind"]](**state["preprocessor"]) if state["kind"] else None
             if model is None:
                 if state["network"] is None:
-                    raise UserError(
-                        f"{path}: the network is no name in MODELS: hand it over as Pipeline.load(…, model=…)."
-                    )
+                    raise UserError(f"{path}: the network is not in MODELS: hand it over, Pipeline.load(…, model=…).")
                 model = build_model(state["network"]["name"], state["network"]["facts"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: the checkpoint does not fit this version of the code ({error!r}).") from None
@@ -239,9 +236,7 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(state, dict) or state.get("magic") != MAGIC:
         raise UserError(f"{path}: a file of torch, but no checkpoint of this project.")
     if state["format"] > FORMAT:
-        raise UserError(
-            f"{path}: format {state['format']} is newer than this code, which reads up to {FORMAT}: update it."
-        )
+        raise UserError(f"{path}: format {state['format']} is newer than this code, which reads up to {FORMAT}.")
     if weights_sha256(state["state_dict"]) != state["weights_sha256"]:
         raise UserError(f"{path}: the weights are not those that were saved (the file is damaged).")
     return state

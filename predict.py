@@ -11,6 +11,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin slow down all else on the machine
 
 import contextlib
+import csv
+import io
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -54,11 +56,17 @@ class Writer:
             self.parquet = self.parquet or parquet.ParquetWriter(self.file, table.schema)
             self.parquet.write_table(table)
         else:
-            options = arrow.WriteOptions(
-                include_header=self.first, delimiter="\t" if self.form == "tsv" else ",", quoting_style="needed"
-            )
+            separator = "\t" if self.form == "tsv" else ","
+            if self.first:
+                head = io.StringIO()
+                csv.writer(head, delimiter=separator, lineterminator="\n").writerow(answers.columns)
+                self.file.write(head.getvalue().encode())
+            self.first = False
+            # Arrow quotes either all words or none
+            special = any(sign in name for name in answers.columns for sign in f'{separator}"\r\n')
+            quoting = "needed" if special else "none"
+            options = arrow.WriteOptions(include_header=False, delimiter=separator, quoting_style=quoting)
             arrow.write_csv(table, self.file, options)
-        self.first = False
 
     def close(self) -> None:
         if self.parquet:
@@ -139,7 +147,7 @@ class Score:
             print(f"no metrics: {self.trouble}", file=sys.stderr)
         elif self.metrics:
             values = {name: float(value) for name, value in self.metrics.compute().items()}
-            print("metrics  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()), file=file)
+            print("metrics  " + "  ".join(f"{name} {value:.5g}" for name, value in values.items()), file=file)
 
 
 if __name__ == "__main__":

@@ -175,10 +175,12 @@ def _infer_number(values: pd.Series, numbers: np.ndarray) -> tuple[str, str]:
 def _refuse_dressed_numbers(values: pd.Series, present: pd.Series, numbers: pd.Series) -> None:
     """Raise UserError where the cells are numbers but for a unit, a currency or a thousands separator."""
     rest = present[numbers.isna()]
-    mostly_plain = len(rest) <= 0.5 * len(present)
-    dressed_share = rest.drop_duplicates().map(lambda t: DRESSED_NUMBER.fullmatch(t) is not None).mean()
+    plain = 1 - len(rest) / len(present)
+    dressed = rest.drop_duplicates().map(lambda t: DRESSED_NUMBER.fullmatch(t) is not None).mean()
     many = present.nunique() > DISTINCT_FEW  # few are categories: "36 months" and "60 months", or 0, 1, 2, 3+
-    if (mostly_plain and (many or dressed_share == 1)) or (many and dressed_share >= 0.8 and not _date_format(present)):
+    stray_words = plain >= 0.9 and many
+    all_dressed = dressed >= 0.8 and many and not _date_format(present)
+    if (plain >= 0.5 and dressed == 1) or stray_words or all_dressed:
         wrong = values.index.isin(rest.index[:1])
         raise UserError(
             f"{_first(values, wrong)} is not a plain number: write it without units and thousands separators, "
@@ -206,9 +208,7 @@ def _fit_number(values: pd.Series, scaling: str) -> dict:
     numbers = to_numbers(values, f"Mend it or give --columns {values.name}=category (or =drop).")[:, None]
     flag = bool(np.isnan(numbers).any())
     if np.isnan(numbers).all():
-        raise UserError(
-            f"column {values.name!r} has no values in the training rows: give --columns {values.name}=drop."
-        )
+        raise UserError(f"column {values.name!r} is empty in the training rows: give --columns {values.name}=drop.")
     imputer = SimpleImputer(strategy="median").fit(numbers)
     numbers = imputer.transform(numbers)
     state = {"fill": float(imputer.statistics_[0]), "flag": flag}

@@ -126,10 +126,9 @@ class Task:
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss over the records, a scalar. Class weights multiply each record's own loss, so the mean of two
         batches is the mean of their records."""
-        if logits.shape[0] != targets.shape[0] or logits.shape[-1] != self.out_features or logits.dim() not in (2, 3):
-            raise ValueError(
-                f"the network must return logits of shape {(len(targets), self.out_features)}, not {tuple(logits.shape)}"
-            )
+        n, c = len(targets), self.out_features
+        if logits.dim() not in (2, 3) or logits.shape[0] != n or logits.shape[-1] != c:
+            raise ValueError(f"the network must return logits of shape {(n, c)}, not {tuple(logits.shape)}")
         if logits.dim() == 3:  # (N, K, C): every member answers for the record
             targets = targets.repeat_interleave(logits.shape[1])
             logits = logits.flatten(0, 1)
@@ -248,6 +247,6 @@ def check_classes(counts: pd.Series, name: str, kind: str, fewest: int = 1) -> N
     if counts.min() < fewest:
         label, rows = counts.idxmin(), int(counts.min())
         raise UserError(
-            f"target {name!r}: class {label!r} has {rows} row{'s' * (rows > 1)} and needs {fewest}, one for each split: "
+            f"target {name!r}: class {label!r} has {rows} row{'s' * (rows > 1)} and needs {fewest}, one a split: "
             "add rows, merge the class with another, or leave it out (numbers to predict: --task regression)."
         )

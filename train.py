@@ -200,7 +200,7 @@ def _write_run(result: Run, trainer, splits, config: Config) -> None:
         file.write("\n")
     print(f"\nbest epoch {trainer.best['epoch']} of {len(result.history)}, in {seconds:.1f} s")
     for split in ("val", "test"):
-        print(f"{split:<5} " + "  ".join(f"{name} {value:.4f}" for name, value in getattr(result, split).items()))
+        print(f"{split:<5} " + "  ".join(f"{name} {value:.5g}" for name, value in getattr(result, split).items()))
     print(f"\nTry it: python predict.py --checkpoint {out / 'best.pt'} --input {out / 'sample.csv'} --output -")
 
 

@@ -347,9 +347,7 @@ class Trainer:
             "optimizer_name": self.config.optimizer,
             "optimizer": self.optimizer.state_dict(),
             "lr": self.config.lr,
-            "lr_scheduler": {k: v for k, v in vars(self.lr_scheduler).items() if k in PROGRESS}
-            if self.lr_scheduler
-            else {},
+            "lr_scheduler": {k: getattr(self.lr_scheduler, k) for k in PROGRESS if hasattr(self.lr_scheduler, k)},
             "threads": self.threads,
             "history": self.history,
             "best": self.best,
@@ -364,8 +362,8 @@ class Trainer:
         """
         if training["optimizer_name"] != self.config.optimizer:
             raise UserError(
-                f"--optimizer {self.config.optimizer}: the run was begun with {training['optimizer_name']}, whose state "
-                "cannot be handed over. Begin a new run."
+                f"--optimizer {self.config.optimizer}: the run was begun with {training['optimizer_name']}, whose "
+                "state it cannot take over. Begin a new run."
             )
         self._resumed = training
 
@@ -440,7 +438,7 @@ class Progress:
 
     def end_epoch(self, trainer: Trainer, row: dict) -> None:
         if self.bar.disable and (row["epoch"] == 1 or row["epoch"] % self.every == 0):
-            numbers = "  ".join(f"{name} {row[name]:.4f}" for name in row if "/" in name)
+            numbers = "  ".join(f"{name} {row[name]:.5g}" for name in row if "/" in name)
             print(f"epoch {row['epoch']:>4}  {numbers}  {row['samples_per_second']:,.0f} samples/s", flush=True)
 
     def close(self) -> None:
