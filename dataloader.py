@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import BUNDLED, DataConfig
 from errors import UserError, did_you_mean
-from preprocessing import DATE_FORMATS, TabularPreprocessor, canonical, to_days
+from preprocessing import DATE_FORMATS, TabularPreprocessor, canonical_codes, to_days
 from reader import read_table
-from task import Task, check_classes, infer_kind
+from task import Task, check_classes, class_counts, infer_kind
 
 EVAL_BATCH = 8192  # rows per forward pass where no gradient is kept
 
@@ -73,7 +73,7 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
             if missing:
                 raise UserError(f"{path}: column {missing[0]!r} is missing.{did_you_mean(missing[0], given.columns)}")
             parts.append(_usable(given[parts[0].columns], target, config, notes, f"{path}: "))
-    table, given = parts[0], iter(parts[1:])
+    table, given = parts.pop(0), iter(parts)
     kind = infer_kind(table[target]) if config.task == "auto" else config.task
     val = next(given) if config.val_data else None
     test = next(given) if config.test_data else None
@@ -82,10 +82,16 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
         "test": 0.0 if config.test_data else config.test_split,
     }
     train_rows, val_rows, test_rows = split_rows(table, target, kind, config, shares, seed)
+    # Rearranged column by column, a large table is not in memory twice; slices of it are then free.
+    table, order = table.copy(deep=False), np.concatenate([train_rows, val_rows, test_rows])
+    for i, name in enumerate(table.columns):
+        table.isetitem(i, table[name].array.take(order))
+    table.index = table.index[order]
+    ends = len(train_rows), len(train_rows) + len(val_rows)
     return Splits(
-        train=table.iloc[train_rows],
-        val=table.iloc[val_rows] if val is None else val,
-        test=table.iloc[test_rows] if test is None else test,
+        train=table.iloc[: ends[0]],
+        val=table.iloc[ends[0] : ends[1]] if val is None else val,
+        test=table.iloc[ends[1] :] if test is None else test,
         target=target,
         kind=kind,
         notes=notes,
@@ -112,7 +118,10 @@ def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source:
 
 def _usable(table: pd.DataFrame, target: str, config: DataConfig, notes: list[str], source: str) -> pd.DataFrame:
     """Leave out rows without a target, and with --drop-nulls all rows with an empty cell that would be used."""
-    has_target = table[target].map(canonical) != "" if table[target].dtype == object else table[target].notna()
+    has_target = table[target].notna().to_numpy()
+    if not pd.api.types.is_numeric_dtype(table[target].dtype):
+        codes, keys = canonical_codes(table[target])
+        has_target = np.array([key != "" for key in keys])[codes]
     if not has_target.any():
         raise UserError(f"{source}target {target!r} has no value in any row.")
     if not has_target.all():
@@ -146,16 +155,15 @@ def split_rows(
     if kind == "regression":
         labels = None
     else:
-        labels = table[target].map(canonical).to_numpy()
-        splits = 1 + sum(size > 0 for size in sizes.values())
-        counts = pd.Series(labels).value_counts()
-        check_classes(counts, target, kind, fewest=splits)
+        labels, _ = canonical_codes(table[target])
+        counts = class_counts(table[target])
+        check_classes(counts, target, kind, fewest=1 + sum(size > 0 for size in sizes.values()))
         if not (config.group or config.time) and any(0 < size < len(counts) for size in sizes.values()):
             raise UserError(f"{count} rows are too few to show each of {len(counts)} classes in every split.")
     train = np.arange(count)
     if config.time:
         return _split_by_time(table[config.time], sizes)
-    groups = table[config.group].map(canonical).to_numpy() if config.group else None
+    groups = canonical_codes(table[config.group])[0] if config.group else None
     train, test = _split_off(train, sizes["test"], labels, groups, seed)
     train, val = _split_off(train, sizes["val"], labels, groups, seed)
     return train, val, test

@@ -132,13 +132,15 @@ class Score:
     def add(self, logits, frame) -> None:
         if self.task.target not in frame or self.trouble:
             return
-        given = frame[self.task.target].notna().to_numpy()
+        import numpy as np
+
+        given = np.flatnonzero(frame[self.task.target].notna())
         try:
-            targets = self.task.encode(frame[self.task.target][given])
+            targets = self.task.encode(frame[self.task.target].iloc[given])
         except UserError as error:  # rows can be answered whatever stands in the target column
             self.trouble = str(error)
             return
-        if given.any():
+        if len(given):
             self.metrics = self.metrics or self.task.metrics()
             self.metrics.update(self.task.scores(logits[given]), self.task.decode(targets))
 

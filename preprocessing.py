@@ -60,6 +60,14 @@ def canonical(value) -> str:
     return text.lower() if text.lower() in ("true", "false") else text
 
 
+def canonical_codes(values: pd.Series) -> tuple[np.ndarray, list[str]]:
+    """Return (codes, keys): the canonical spelling of cell i is keys[codes[i]]; each key stands once, in any order."""
+    raw_codes, raw = pd.factorize(values, use_na_sentinel=False)
+    keys: dict[str, int] = {}
+    code_of = np.array([keys.setdefault(canonical(value), len(keys)) for value in raw.tolist()], dtype=np.int64)
+    return code_of[raw_codes] if len(code_of) else raw_codes, list(keys)
+
+
 def _strings(values: pd.Series) -> pd.Series:
     """Return cells as stripped text, empty and null-like ones as missing."""
     text = values.astype("str").str.strip()
@@ -92,10 +100,9 @@ def to_numbers(values: pd.Series, hint: str = "") -> np.ndarray:
 
 def to_booleans(values: pd.Series) -> np.ndarray:
     """Return a column as float64 0 and 1, missing cells as NaN. Raises UserError for any other word."""
-    codes, words = pd.factorize(values, use_na_sentinel=True)
-    keys = [canonical(w).lower() for w in words]
-    lookup = np.array([BOOLEANS.get(k, {"0": 0.0, "1": 1.0}.get(k, np.inf)) if k else np.nan for k in keys] + [np.nan])
-    numbers = lookup[codes]
+    codes, keys = canonical_codes(values)
+    known = BOOLEANS | {"0": 0.0, "1": 1.0, "": np.nan}
+    numbers = np.array([known.get(key.lower(), np.inf) for key in keys])[codes]
     if np.isinf(numbers).any():
         raise UserError(f"{_first(values, np.isinf(numbers))} is not a boolean such as true, false, yes, no, 0, 1.")
     return numbers
@@ -162,12 +169,14 @@ def infer_kind(values: pd.Series, min_freq: int) -> tuple[str, str]:
 
 def _infer_number(values: pd.Series, numbers: np.ndarray) -> tuple[str, str]:
     numbers = numbers[~np.isnan(numbers)]
-    distinct = len(np.unique(numbers))
-    if distinct == 0 or (distinct == 1 and len(numbers) == len(values)):
-        return "constant", "one value only" if distinct else "no values in the training rows"
-    whole = len(numbers) >= 20 and distinct == len(numbers) and bool((numbers == np.round(numbers)).all())
+    if len(numbers) == 0:
+        return "constant", "no values in the training rows"
+    spread = float(np.ptp(numbers))
+    if spread == 0 and len(numbers) == len(values):
+        return "constant", "one value only"
     # Row numbers run without large gaps, whichever of their rows the training split got.
-    if whole and (np.ptp(numbers) < 4 * distinct or re.search(r"(^|[\W_])id$|[a-z]I[dD]$|uuid", str(values.name))):
+    like_an_id = spread < 4 * len(numbers) or re.search(r"(^|[\W_])id$|[a-z]I[dD]$|uuid", str(values.name))
+    if len(numbers) >= 20 and like_an_id and (numbers % 1 == 0).all() and len(np.unique(numbers)) == len(numbers):
         return "id", "a different whole number in every row"
     return "number", ""
 
@@ -222,11 +231,8 @@ def _fit_number(values: pd.Series, scaling: str) -> dict:
 
 
 def _fit_category(values: pd.Series, min_freq: int) -> dict:
-    codes, raw = pd.factorize(values, use_na_sentinel=False)
-    counts: dict[str, int] = {}
-    for value, count in zip(raw.tolist(), np.bincount(codes, minlength=len(raw)).tolist(), strict=True):
-        counts[canonical(value)] = counts.get(canonical(value), 0) + count
-    return {"values": sorted(v for v, n in counts.items() if n >= min_freq)}
+    codes, keys = canonical_codes(values)
+    return {"values": sorted(key for key, n in zip(keys, np.bincount(codes).tolist(), strict=True) if n >= min_freq)}
 
 
 def _fit_date(values: pd.Series) -> dict:
@@ -385,8 +391,8 @@ class TabularPreprocessor:
     @staticmethod
     def _codes(values: pd.Series, state: dict) -> np.ndarray:
         lookup = {value: code for code, value in enumerate(state["values"], start=1)}
-        codes, raw = pd.factorize(values, use_na_sentinel=False)
-        return np.array([lookup.get(canonical(value), 0) for value in raw.tolist()], dtype=np.float32)[codes]
+        codes, keys = canonical_codes(values)
+        return np.array([lookup.get(key, 0) for key in keys], dtype=np.float32)[codes]
 
     def count_unknown(self, x: Tensor) -> dict[str, int]:
         """Count the unknown codes of each category column in a tensor that `__call__` returned."""

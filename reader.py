@@ -30,7 +30,8 @@ class Dialect:
     encoding: str
     separator: str
     decimal: str
-    header: list[str]
+    raw_header: list[str]
+    header: list[str]  # stripped, and named where it was empty
 
 
 def file_format(path: str | Path) -> str:
@@ -101,7 +102,8 @@ def sniff(path: str | Path) -> Dialect:
     whole_lines = text[: text.rfind("\n") + 1] if len(head) == HEAD else text
     separator = _separator(whole_lines)
     rows = (r for r in csv.reader(io.StringIO(whole_lines), delimiter=separator) if r)
-    header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(next(rows))]
+    raw_header = next(rows)
+    header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(raw_header)]
     for i, name in enumerate(header):
         if name in header[:i]:
             raise UserError(f"{path}: column {name!r} is there twice: rename one of them.")
@@ -110,16 +112,14 @@ def sniff(path: str | Path) -> Dialect:
         cells = [cell for _, row in zip(range(1000), rows, strict=False) for cell in row]
         if not any(re.fullmatch(r"\s*[+-]?\d*\.\d+\s*", c) for c in cells):
             decimal = "," if any(re.fullmatch(r"\s*[+-]?\d*,\d+\s*", c) for c in cells) else "."
-    return Dialect(encoding, separator, decimal, header)
+    return Dialect(encoding, separator, decimal, raw_header, header)
 
 
-def _arrow_options(dialect: Dialect, column_types: dict, ragged: list) -> dict:
+def _arrow_options(dialect: Dialect, column_types: dict, ragged: list, block_size: int) -> dict:
     import pyarrow.csv as arrow
 
     return {
-        "read_options": arrow.ReadOptions(
-            encoding=dialect.encoding, column_names=dialect.header, skip_rows=1, block_size=1 << 22
-        ),
+        "read_options": arrow.ReadOptions(encoding=dialect.encoding, block_size=block_size),
         "parse_options": arrow.ParseOptions(
             delimiter=dialect.separator,
             newlines_in_values=True,
@@ -136,63 +136,84 @@ def _arrow_options(dialect: Dialect, column_types: dict, ragged: list) -> dict:
     }
 
 
-def _text_error(path: str | Path, ragged: list, error: Exception) -> UserError:
-    """Turn the reader's complaint into one that names the row."""
-    if not ragged:
-        return UserError(f"{path}: cannot be read as a table: {error}.")
-    row = ragged[0]
-    where = f"row {row.number - 1}" if row.number else f"the row {row.text[:60]!r}"
-    return UserError(f"{path}: {where} has {row.actual_columns} fields, the header {row.expected_columns}.")
+def _arrow_batches(path: str | Path, dialect: Dialect, column_types: dict, block_size: int) -> Iterator:
+    """Yield Arrow record batches of a text table, one a block.
+
+    Raises UserError for a row that has too few or too many fields, pyarrow.ArrowInvalid for a cell that is not of
+    its column's type; types that `column_types` does not give are taken from the first block.
+    """
+    import pyarrow as pa
+    import pyarrow.csv as arrow
+
+    ragged: list = []
+    try:
+        options = _arrow_options(dialect, column_types, ragged, block_size)
+        with _open(path) as file, arrow.open_csv(file, **options) as batches:
+            yield from batches
+    except pa.ArrowInvalid as error:
+        if ragged:
+            row = ragged[0]
+            where = f"row {row.number - 1}" if row.number else f"the row {row.text[:60]!r}"
+            raise UserError(
+                f"{path}: {where} has {row.actual_columns} fields, the header {row.expected_columns}."
+            ) from None
+        if "conversion error" in str(error):
+            raise
+        raise UserError(f"{path}: cannot be read as a table: {error}.") from None
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: cannot be unpacked ({error}).") from None
+
+
+def _to_series(column) -> pd.Series:
+    """Turn an Arrow column into pandas. Dates stay text: they are read by our own rules, as at prediction."""
+    import pyarrow as pa
+
+    column = column.cast(pa.string()) if pa.types.is_temporal(column.type) else column
+    return column.to_pandas().copy()  # a copy is as large as its rows, an Arrow buffer up to twice that
 
 
 def _read_csv(path: str | Path) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.csv as arrow
 
-    dialect, ragged = sniff(path), []
-    options = _arrow_options(dialect, {}, ragged)
+    dialect = sniff(path)
     try:
-        with _open(path) as file:
-            table = arrow.read_csv(file, **options)
-    except pa.ArrowInvalid as error:
-        if not ragged:
-            raise _text_error(path, ragged, error) from None
-        ragged.clear()  # the parallel reader does not count rows: once more, on one thread
-        options["read_options"].use_threads = False
-        try:
-            with _open(path) as file:
-                arrow.read_csv(file, **options)
-        except pa.ArrowInvalid as again:
-            raise _text_error(path, ragged, again) from None
-        raise
-    # Dates are read by our own rules, the same at training and at prediction
-    for i, column in enumerate(table.columns):
-        if pa.types.is_temporal(column.type):
-            table = table.set_column(i, table.field(i).name, column.cast(pa.string()))
-    return table.to_pandas(split_blocks=True, self_destruct=True)
+        pieces: dict[str, list[pd.Series]] = {name: [] for name in dialect.header}
+        for batch in _arrow_batches(path, dialect, {}, 1 << 24):
+            for name, column in zip(dialect.header, batch.columns, strict=True):
+                pieces[name].append(_to_series(column))
+        columns = {name: pd.concat(pieces.pop(name), ignore_index=True) for name in dialect.header if pieces[name]}
+        pa.default_memory_pool().release_unused()
+        return pd.DataFrame(columns, copy=False)
+    except pa.ArrowInvalid:
+        pass  # a column turns from numbers to words further down: look at the whole file before deciding on types
+    with _open(path) as file:
+        table = arrow.read_csv(file, **_arrow_options(dialect, {}, [], 1 << 22))
+    return pd.DataFrame(
+        {name: _to_series(c) for name, c in zip(dialect.header, table.columns, strict=True)}, copy=False
+    )
 
 
 def _stream_csv(path: str | Path, numbers: set[str]) -> Iterator[pd.DataFrame]:
     import pyarrow as pa
-    import pyarrow.csv as arrow
 
     dialect, done = sniff(path), 0
-    types = {name: pa.float64() if name in numbers else pa.string() for name in dialect.header}
-    for as_read in (types, dict.fromkeys(types, pa.string())):
-        ragged, skip = [], done
+    text = {raw: pa.string() for raw in dialect.raw_header}
+    typed = text | {
+        raw: pa.float64() for raw, name in zip(dialect.raw_header, dialect.header, strict=True) if name in numbers
+    }
+    for types in (typed, text):
+        skip = done
         try:
-            with _open(path) as file, arrow.open_csv(file, **_arrow_options(dialect, as_read, ragged)) as reader:
-                for batch in reader:
-                    batch = batch.slice(min(skip, len(batch)))
-                    skip -= min(skip, len(batch))
-                    done += len(batch)
-                    if len(batch):
-                        yield batch.to_pandas()
+            for batch in _arrow_batches(path, dialect, types, 1 << 22):
+                rows = batch.slice(min(skip, len(batch)))
+                skip -= len(batch) - len(rows)
+                done += len(rows)
+                if len(rows):
+                    yield rows.to_pandas().set_axis(dialect.header, axis=1)
             return
-        except pa.ArrowInvalid as error:
-            # A cell that is no number: read on as text, and let the preprocessor name the row and the column
-            if ragged or "conversion error" not in str(error):
-                raise _text_error(path, ragged, error) from None
+        except pa.ArrowInvalid:
+            pass  # a cell that is no number: read on as text, and let the preprocessor name its row and column
 
 
 def _stream_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:

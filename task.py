@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
-from preprocessing import canonical, to_numbers
+from preprocessing import canonical, canonical_codes, to_numbers
 
 REGRESSION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
@@ -19,7 +19,9 @@ def infer_kind(targets: pd.Series) -> str:
 
     Words and booleans are classes; numbers are classes where there are two of them, or few whole ones.
     """
-    distinct = {canonical(v) for v in targets.unique()}
+    if pd.api.types.is_float_dtype(targets.dtype) and targets.nunique() > 20:
+        return "regression"
+    distinct = set(canonical_codes(targets)[1])
     if len(distinct) == 2:
         return "binary"
     numbers = pd.to_numeric(pd.Series(sorted(distinct)), errors="coerce")
@@ -84,10 +86,10 @@ class Task:
             return cls(kind, name, [], float(numbers.mean()), float(numbers.std()), loss, [], 0.0)
         if loss != "auto":
             raise UserError(f"--loss {loss} is for regression; {kind} classification has cross-entropy.")
-        counts = targets.map(canonical).value_counts()
+        counts = class_counts(targets)
         check_classes(counts, name, kind)
-        classes = sorted(map(_plain, counts.index), key=lambda c: (isinstance(c, str), c))
-        balanced = [len(targets) / (len(counts) * int(counts[canonical(c)])) for c in classes] if class_weights else []
+        classes = sorted(map(_plain, counts), key=lambda c: (isinstance(c, str), c))
+        balanced = [len(targets) / (len(counts) * counts[canonical(c)]) for c in classes] if class_weights else []
         loss = "binary_cross_entropy" if kind == "binary" else "cross_entropy"
         return cls(kind, name, classes, 0.0, 1.0, loss, balanced, label_smoothing)
 
@@ -108,8 +110,8 @@ class Task:
                 raise UserError(f"row {targets.index[np.isnan(numbers).argmax()]} has no {self.target!r}.")
             return torch.from_numpy(((numbers - self.mean) / self.std).astype(np.float32))
         index = {canonical(c): i for i, c in enumerate(self.classes)}
-        codes, raw = pd.factorize(targets, use_na_sentinel=False)
-        encoded = np.array([index.get(canonical(value), -1) for value in raw.tolist()], dtype=np.int64)[codes]
+        codes, keys = canonical_codes(targets)
+        encoded = np.array([index.get(key, -1) for key in keys], dtype=np.int64)[codes]
         if (encoded < 0).any():
             at = int((encoded < 0).argmax())
             raise UserError(
@@ -141,12 +143,13 @@ class Task:
         logits = logits.squeeze(1)
         if self.kind == "regression":
             return REGRESSION_LOSSES[self.loss_name](logits, targets)
-        smooth = targets * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
-        if not self.class_weights:
-            return F.binary_cross_entropy_with_logits(logits, smooth)
-        negative, positive = self.class_weights
-        weight = negative + (positive - negative) * targets
-        return F.binary_cross_entropy_with_logits(logits, smooth, weight=weight)
+        weight = None
+        if self.class_weights:
+            negative, positive = self.class_weights
+            weight = negative + (positive - negative) * targets
+        if self.label_smoothing:
+            targets = targets * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        return F.binary_cross_entropy_with_logits(logits, targets, weight=weight)
 
     def activate(self, logits: Tensor) -> Tensor:
         """Turn logits into probabilities (N, number of classes), or values (N, 1) in the data's units, in float64."""
@@ -235,17 +238,23 @@ class Task:
         ]
 
 
-def check_classes(counts: pd.Series, name: str, kind: str, fewest: int = 1) -> None:
-    """Raise UserError where class counts (label → rows) do not make a `kind` problem with `fewest` rows a class."""
+def class_counts(targets: pd.Series) -> dict[str, int]:
+    """Count the rows of each class, by its canonical spelling."""
+    codes, keys = canonical_codes(targets)
+    return dict(zip(keys, np.bincount(codes).tolist(), strict=True))
+
+
+def check_classes(counts: dict[str, int], name: str, kind: str, fewest: int = 1) -> None:
+    """Raise UserError where class counts do not make a `kind` problem with `fewest` rows a class."""
     if len(counts) == 1:
-        raise UserError(f"target {name!r} has one class only ({counts.index[0]!r}): there is nothing to tell apart.")
+        raise UserError(f"target {name!r} has one class only ({next(iter(counts))!r}): there is nothing to tell apart.")
     if kind == "binary" and len(counts) > 2:
         raise UserError(
             f"target {name!r} has {len(counts)} different values and --task binary needs 2: "
             f"give --task {'multiclass' if len(counts) <= 20 else 'regression'}."
         )
-    if counts.min() < fewest:
-        label, rows = counts.idxmin(), int(counts.min())
+    label, rows = min(counts.items(), key=lambda item: item[1])
+    if rows < fewest:
         raise UserError(
             f"target {name!r}: class {label!r} has {rows} row{'s' * (rows > 1)} and needs {fewest}, one a split: "
             "add rows, merge the class with another, or leave it out (numbers to predict: --task regression)."
