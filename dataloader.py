@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import BUNDLED, DataConfig
-from errors import UserError, did_you_mean
+from errors import UserError, did_you_mean, naming
 from preprocessing import DATE_FORMATS, TabularPreprocessor, canonical_codes, to_days
 from reader import read_table
 from task import Task, check_classes, class_counts, infer_kind
@@ -44,6 +44,7 @@ class Splits:
     test: pd.DataFrame
     target: str
     kind: str
+    sources: tuple[str, str, str]  # where the records of each split come from
     notes: list[str]
 
 
@@ -53,18 +54,22 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     Raises UserError for every kind of bad data, naming file, row or column.
     """
     notes: list[str] = []
-    if table is None:
-        config.check_files()
-        table, target = load_bundled(config.data) if config.data in BUNDLED else (read_table(config.data), "")
-        target = config.target or target
-        _check_columns(table, config, target, config.data)
+    target, source = config.target, config.data
+    if table is not None:
+        source = "table"
+    elif config.data in BUNDLED:
+        table, usual_target = load_bundled(config.data)
+        target = target or usual_target
     else:
-        target = config.target
-        _check_columns(table, config, target, "the table")
+        config.check_files()
+        table = read_table(config.data)
+    _check_columns(table, config, target, source)
     for name in table:
         if name != target and config.column_kinds().get(name) != "drop" and table[name].isna().all():
-            raise UserError(f"column {name!r} has no value in any row: leave it out with --columns {name}=drop.")
-    parts = [_usable(table, target, config, notes, "")]
+            raise UserError(
+                f"{source}: column {name!r} has no value in any row: leave it out with --columns {name}=drop."
+            )
+    parts = [_usable(table, target, config, notes, source)]
     for path in (config.val_data, config.test_data):
         if path:
             given = read_table(path)
@@ -72,7 +77,7 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
             missing = [c for c in parts[0] if c not in given]
             if missing:
                 raise UserError(f"{path}: column {missing[0]!r} is missing.{did_you_mean(missing[0], given.columns)}")
-            parts.append(_usable(given[parts[0].columns], target, config, notes, f"{path}: "))
+            parts.append(_usable(given[parts[0].columns], target, config, notes, path))
     table, given = parts.pop(0), iter(parts)
     kind = infer_kind(table[target]) if config.task == "auto" else config.task
     val = next(given) if config.val_data else None
@@ -94,6 +99,7 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
         test=table.iloc[ends[1] :] if test is None else test,
         target=target,
         kind=kind,
+        sources=(source, config.val_data or source, config.test_data or source),
         notes=notes,
     )
 
@@ -123,17 +129,17 @@ def _usable(table: pd.DataFrame, target: str, config: DataConfig, notes: list[st
         codes, keys = canonical_codes(table[target])
         has_target = np.array([key != "" for key in keys])[codes]
     if not has_target.any():
-        raise UserError(f"{source}target {target!r} has no value in any row.")
+        raise UserError(f"{source}: target {target!r} has no value in any row.")
     if not has_target.all():
-        notes.append(f"{source}{(~has_target).sum()} rows without {target} left out")
+        notes.append(f"{source}: {(~has_target).sum()} rows without {target} left out")
         table = table[has_target]
     if config.drop_nulls:
         dropped = {name for name, kind in config.column_kinds().items() if kind == "drop"}
         whole = table[[c for c in table if c not in dropped]].notna().all(axis=1)
-        notes.append(f"{source}{(~whole).sum()} rows with an empty cell left out (--drop-nulls)")
+        notes.append(f"{source}: {(~whole).sum()} rows with an empty cell left out (--drop-nulls)")
         table = table[whole]
     if table.empty:
-        raise UserError(f"{source}no row is left once rows with an empty cell are left out (--drop-nulls).")
+        raise UserError(f"{source}: no row is left once rows with an empty cell are left out (--drop-nulls).")
     return table
 
 
@@ -277,8 +283,10 @@ def make_loaders(
     if batch_size == 0:
         batch_size = min(1024, max(32, 2 ** round(math.log2(max(1, len(splits.train) / 20)))))
     loaders = []
-    for records, shuffle in ((splits.train, True), (splits.val, False), (splits.test, False)):
-        inputs, targets = preprocessor(records), task.encode(records[splits.target])
+    parts = zip((splits.train, splits.val, splits.test), splits.sources, (True, False, False), strict=True)
+    for records, source, shuffle in parts:
+        with naming(source):
+            inputs, targets = preprocessor(records), task.encode(records[splits.target])
         loaders.append(
             make_loader(inputs, targets, batch_size if shuffle else max(batch_size, EVAL_BATCH), shuffle=shuffle)
         )

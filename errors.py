@@ -24,6 +24,15 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f" There is: {shown or 'nothing'}."
 
 
+@contextlib.contextmanager
+def naming(source: str):
+    """Put the file's name before the message of a UserError that comes from its rows."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
 def parse_flags(config: type, *, description: str, default=None, args: list[str] | None = None):
     """Turn the command line into a `config` dataclass with tyro; raise UserError in one line where it is wrong.
 
@@ -48,8 +57,8 @@ def parse_flags(config: type, *, description: str, default=None, args: list[str]
     text = " ".join(re.sub(r"[─-╿]", " ", box.getvalue()).split())
     text = re.split(r"For full helptext|Argument helptext", text)[0]
     text = re.sub(r"^(Value error|Unrecognized options|Invalid choice|Missing[\w ]*?) (?=[A-Za-z])", "", text)
-    text = re.sub(r"^Error parsing (?!--)\S+: ", "", text).strip().rstrip(".:")
-    raise UserError(f"{text}. See --help.")
+    text = re.sub(r"^Error parsing ((?!--)\S+: )?", "", text).strip()
+    raise UserError(f"{text} See --help." if text.endswith((".", "?")) else f"{text}. See --help.")
 
 
 def run(command: Callable[[], None]) -> None:

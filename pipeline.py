@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -228,7 +229,9 @@ def read_checkpoint(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of torch, about files that are refused anyway
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: this is no checkpoint of plain data (it may hold code to run).") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:

@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
-from errors import UserError, parse_flags, run
+from errors import UserError, naming, parse_flags, run
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,8 @@ def predict(options: Options) -> None:
     source = standard_input() if options.input == "-" else contextlib.nullcontext(options.input)
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
         for frame in read_chunks(path, numbers=numbers):
-            try:
+            with naming(path):
                 inputs = known(frame)
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from None
             logits = pipeline.logits(inputs)
             writer.write(pipeline.answers(logits, frame.index))
             unknown.update(known.count_unknown(inputs))
@@ -148,7 +146,7 @@ class Score:
         if self.trouble:
             print(f"no metrics: {self.trouble}", file=sys.stderr)
         elif self.metrics:
-            values = {name: float(value) for name, value in self.metrics.compute().items()}
+            values = self.task.results(self.metrics)
             print("metrics  " + "  ".join(f"{name} {value:.5g}" for name, value in values.items()), file=file)
 
 

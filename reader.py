@@ -152,16 +152,20 @@ def _arrow_batches(path: str | Path, dialect: Dialect, column_types: dict, block
             yield from batches
     except pa.ArrowInvalid as error:
         if ragged:
-            row = ragged[0]
-            where = f"row {row.number - 1}" if row.number else f"the row {row.text[:60]!r}"
-            raise UserError(
-                f"{path}: {where} has {row.actual_columns} fields, the header {row.expected_columns}."
-            ) from None
+            row, fields = _ragged_row(path, dialect)
+            raise UserError(f"{path}: row {row} has {fields} fields, the header {len(dialect.header)}.") from None
         if "conversion error" in str(error):
             raise
         raise UserError(f"{path}: cannot be read as a table: {error}.") from None
     except (EOFError, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: cannot be unpacked ({error}).") from None
+
+
+def _ragged_row(path: str | Path, dialect: Dialect) -> tuple[int, int]:
+    """Find the number of the first row whose fields are not as many as the header's, which Arrow does not tell."""
+    with io.TextIOWrapper(_open(path), encoding=dialect.encoding, newline="") as text:
+        rows = (row for row in csv.reader(text, delimiter=dialect.separator) if row)
+        return next(((i, len(row)) for i, row in enumerate(rows) if len(row) != len(dialect.header)), (0, 0))
 
 
 def _to_series(column) -> pd.Series:

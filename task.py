@@ -1,5 +1,6 @@
 """Everything about y: the kind of problem, the encoding of targets, the loss, the metrics and the answer."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,7 +176,7 @@ class Task:
             metrics = {
                 # torchmetrics averages over classes where it is not told: that is not what people call accuracy
                 "accuracy": tc.MulticlassAccuracy(n, average="micro", validate_args=False),
-                "roc_auc": tc.MulticlassAUROC(n, average="macro", validate_args=False),
+                "roc_auc": tc.MulticlassAUROC(n, average=None, validate_args=False),  # averaged in `results`
                 "f1": tc.MulticlassF1Score(n, average="macro", validate_args=False),
             }
         else:
@@ -197,8 +198,22 @@ class Task:
         """Return {"loss": …, metric: …} over all records at once, so that no batch size can change them."""
         collection = self.metrics()
         collection.update(self.scores(logits), self.decode(targets))
-        values = {name: float(value) for name, value in collection.compute().items()}
-        return {"loss": float(self.loss(logits, targets)), **values}
+        return {"loss": float(self.loss(logits, targets)), **self.results(collection)}
+
+    @staticmethod
+    def results(metrics) -> dict[str, float]:
+        """Compute a collection. ROC AUC is the mean over the classes that the targets hold, NaN where they hold one:
+        torchmetrics would count a class without targets as 0."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = metrics.compute()
+        if "roc_auc" in values:
+            present = torch.cat(metrics["roc_auc"].target).unique()
+            each_class = (
+                values["roc_auc"].expand(len(present)) if values["roc_auc"].dim() == 0 else values["roc_auc"][present]
+            )
+            values["roc_auc"] = each_class.mean() if len(present) > 1 else torch.tensor(torch.nan)
+        return {name: float(value) for name, value in values.items()}
 
     def higher_is_better(self, monitor: str) -> bool:
         """Tell the direction of "loss" or a metric's name. Raises UserError for another name."""

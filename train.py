@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from config import Config, DataConfig, ModelConfig, TrainConfig
-from errors import UserError, parse_flags, run
+from errors import UserError, naming, parse_flags, run
 
 # torch, pandas and scikit-learn are imported where they are used: --help and a typo are answered without them.
 
@@ -57,18 +57,20 @@ def train(
     from trainer import Trainer
 
     config = Config(data or DataConfig(), model or ModelConfig(), training or TrainConfig())
-    state = _training_state(config.training.resume) if config.training.resume else None
+    path = config.training.resume
+    state = _training_state(path) if path else None
     splits = load_splits(config.data, config.training.seed, table)
     pipeline = assemble(splits, config)
     loaders = make_loaders(splits, pipeline.preprocessor, pipeline.task, config.data.batch_size)
     _print_data(splits, pipeline)
-    out, is_new = _run_folder(config, "table" if table is not None else Path(config.data.data).name)
+    out = _run_folder(config, splits.sources[0])
     config = replace(config, training=replace(config.training, out=str(out), resume=""))
     pipeline.config = config.to_dict()
+    trainer = Trainer(pipeline, config.training)
+    if state:
+        _take_over(trainer, state, path)
+    is_new = not out.exists()
     try:
-        trainer = Trainer(pipeline, config.training)
-        if state:
-            _take_over(trainer, state, config.training.resume)
         history = trainer.fit(*loaders[:2])
     except BaseException:
         if is_new and not (out / "last.pt").exists():
@@ -94,12 +96,13 @@ def assemble(splits, config: Config):
     from trainer import seed_all
 
     kinds = {config.data.group: "drop"} if config.data.group else {}
-    preprocessor = TabularPreprocessor.fit(
-        splits.train.drop(columns=splits.target),
-        kinds=kinds | config.data.column_kinds(),
-        scaling=config.data.scaling,
-        min_freq=config.data.min_freq,
-    )
+    with naming(splits.sources[0]):
+        preprocessor = TabularPreprocessor.fit(
+            splits.train.drop(columns=splits.target),
+            kinds=kinds | config.data.column_kinds(),
+            scaling=config.data.scaling,
+            min_freq=config.data.min_freq,
+        )
     task = Task.fit(
         splits.train[splits.target],
         splits.kind,
@@ -142,23 +145,19 @@ def _take_over(trainer, state: dict, path: str) -> None:
     trainer.resume(state["training"])
 
 
-def _run_folder(config: Config, name: str) -> tuple[Path, bool]:
-    """Make the run folder, and tell whether it is new. Raises UserError where it cannot be, or holds another run."""
-    base = config.training.out or f"runs/{name.split('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _run_folder(config: Config, source: str) -> Path:
+    """Return where the run is to be written. Raises UserError where another run is, or nothing can be."""
+    base = config.training.out or f"runs/{Path(source).name.split('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
     out, count = Path(base), 1
     while not config.training.out and out.exists():
         count += 1
         out = Path(f"{base}-{count}")
     if not config.training.resume and any((out / name).exists() for name in ("best.pt", "last.pt")):
         raise UserError(f"--out {out} holds a run already: give another folder, or --resume {out / 'last.pt'}.")
-    is_new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: the folder cannot be made ({error.strerror}).") from None
-    if not os.access(out, os.W_OK):
-        raise UserError(f"--out {out}: the folder cannot be written to.")
-    return out, is_new
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"--out {out}: {nearest} is no folder that can be written to.")
+    return out
 
 
 def _test_predictions(splits, pipeline):

@@ -388,7 +388,10 @@ class Trainer:
     def _open_files(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.out}: the folder cannot be made ({error.strerror}).") from None
         self._csv = open(self.out / "history.csv", "w", encoding="utf-8", newline="")
         self._board = SummaryWriter(str(self.out), purge_step=self.epoch + 1)
         for row in self.history:
