@@ -193,8 +193,8 @@ class TrainConfig:
         _check(self.warmup < self.epochs, f"--warmup {self.warmup} leaves no epoch of --epochs {self.epochs}.")
         milestones = list(self.milestones)
         _check(
-            milestones == sorted(set(milestones)) and all(m >= 1 for m in milestones),
-            f"--milestones are epochs in rising order, not {' '.join(map(str, milestones))}.",
+            milestones == sorted(set(milestones)) and all(m > self.warmup for m in milestones),
+            f"--milestones are epochs after the warm-up, in rising order, not {' '.join(map(str, milestones))}.",
         )
         _check(
             re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", self.device) is not None,

@@ -183,6 +183,10 @@ class Pipeline:
         with torch.inference_mode():
             weights = {name: value.to(self.device) for name, value in state_dict.items()}
             logits = functional_call(self.model, weights, self.preprocessor(self.examples).to(self.device)).cpu()
+        if not torch.isfinite(logits).all():
+            raise UserError(
+                "the network's answers are not finite. Try a lower --lr, --clip-norm 1 or --scaling quantile."
+            )
         return {"records": self.examples, "answers": self.task.answer(logits)}
 
     @classmethod

@@ -23,6 +23,7 @@ from errors import UserError
 ALL_THREADS_FROM = 500e6
 SAVE_SECONDS = 1.0  # short epochs share a save: a kill costs no more than this much work
 SAVE_SECONDS_IN_EPOCH = 120.0  # long epochs are saved half-way too
+SHOW_SECONDS = 0.5  # between two looks of the progress bar
 SUM_DTYPES = {"mps": torch.float32}  # of sums of losses, where there is no float64
 CHECK_EVERY = 100  # steps between two looks at the loss on an accelerator, which would have to wait for each
 # What a scheduler has lived through, as opposed to how it is set
@@ -121,7 +122,7 @@ class Trainer:
         self._interrupted = ""  # name of the signal
         self._resumed: dict | None = None  # what to go on from
         self._generator: dict | None = None  # state to go on from, inside an epoch
-        self._saved_at, self._saved_best = -math.inf, 0
+        self._saved_at, self._saved_best = 0.0, 0  # seconds of the clock, and the epoch that best.pt has
 
     # ------------------------------------------------------------ the loop
 
@@ -226,7 +227,7 @@ class Trainer:
         row |= {f"val/{name}": number for name, number in val.items()}
         self.history.append(row)
         _clock(row, started, samples)
-        if time.monotonic() - self._saved_at > SAVE_SECONDS:
+        if not self._saved_best or time.monotonic() - self._saved_at > SAVE_SECONDS:
             self._save()
             _clock(row, started, samples)  # last.pt has the time up to its own writing, history.csv all of it
         if self.out:
@@ -278,6 +279,7 @@ class Trainer:
             torch.set_num_threads(self.threads)
         handlers = self._catch_signals()
         self.progress = Progress(self, len(loader.dataset))
+        self._saved_at = time.monotonic()
         if self.out:
             self._open_files()
         try:
@@ -430,7 +432,7 @@ class Progress:
 
     def show(self, trainer: Trainer, now: float) -> None:
         """Bring the bar up to date, twice a second at most: reading the loss waits for the device."""
-        if self.bar.disable or now - self.shown_at < 0.5:
+        if self.bar.disable or now - self.shown_at < SHOW_SECONDS:
             return
         self.shown_at = now
         monitor = trainer.config.monitor

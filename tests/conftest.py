@@ -1,0 +1,92 @@
+"""What the tests share: small tables that are quick to learn, and the commands as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import DataConfig, ModelConfig, TrainConfig
+from train import train
+
+
+def make_table(rows: int = 240, seed: int = 0) -> pd.DataFrame:
+    """A table with every kind of column, missing cells, and a target for each kind of problem."""
+    random = np.random.default_rng(seed)
+    table = pd.DataFrame(
+        {
+            "customer_id": np.arange(1, rows + 1),
+            "age": random.integers(18, 90, rows).astype(float),
+            "income": random.normal(50_000, 12_000, rows).round(2),
+            "city": random.choice(["Seoul", "Busan", "Paris", "Köln"], rows),
+            "member": random.choice(["yes", "no"], rows),
+            "since": pd.date_range("2020-01-01", periods=rows).strftime("%Y-%m-%d"),
+            "remark": [f"row {i} says nothing of any use {i * 7919}" for i in range(rows)],
+            "same": "x",
+        }
+    )
+    score = table["age"] / 10 + 3 * (table["city"] == "Seoul") + random.normal(0, 0.3, rows)
+    table.loc[random.random(rows) < 0.1, "income"] = np.nan
+    table.loc[random.random(rows) < 0.05, "city"] = None
+    table["binary"] = np.where(score > score.median(), "high", "low")
+    table["multiclass"] = pd.qcut(score, 3, labels=["a", "b", "c"]).astype(str)
+    table["regression"] = (1000 * score).round(1)
+    return table
+
+
+TARGETS = ("binary", "multiclass", "regression")
+
+
+def table_for(kind: str, rows: int = 240, seed: int = 0) -> pd.DataFrame:
+    return make_table(rows, seed).drop(columns=[t for t in TARGETS if t != kind])
+
+
+def quick_run(folder, table=None, *, data=None, model=None, **training):
+    """`train` with few epochs, in `folder`."""
+    options = {"epochs": 3, "threads": 1, "out": str(folder)} | training
+    data = data or DataConfig(target="binary")
+    return train(data, model or ModelConfig(hidden=(16,)), TrainConfig(**options), table=table)
+
+
+def command(*args, cwd=None, stdin: bytes | None = None, env=None, timeout=120) -> subprocess.CompletedProcess:
+    """Run `python train.py …` or `python predict.py …` in another process."""
+    script, *rest = map(str, args)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *rest],
+        cwd=cwd,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        timeout=timeout,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit code 2 and one line on standard error that holds the words."""
+    error = result.stderr.decode()
+    assert result.returncode == 2, error
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error, error
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> dict:
+    """A finished run of each kind of problem, with the csv it was trained on."""
+    folder = tmp_path_factory.mktemp("runs")
+    finished = {}
+    for kind in TARGETS:
+        path = folder / f"{kind}.csv"
+        table_for(kind).to_csv(path, index=False)
+        data = DataConfig(data=str(path), target=kind)
+        finished[kind] = quick_run(folder / kind, data=data, epochs=8)
+    return finished

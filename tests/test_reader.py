@@ -1,0 +1,161 @@
+"""The same table is read the same, however it was written."""
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from errors import UserError
+from preprocessing import TabularPreprocessor
+from reader import read_chunks, read_table, sniff
+
+ROWS = [("서울", 1.5, "a"), ("부산", -2.25, 'said "no"'), ("대구", 3.0, "two\nlines"), ("서울", 1000.5, "x;y,z\tw")]
+FRAME = pd.DataFrame(ROWS * 5, columns=["도시", "크기", "note"])
+
+
+def write(path, frame, *, encoding="utf-8", sep=",", decimal=".", newline="\n", pack=False):
+    text = frame.to_csv(index=False, sep=sep, decimal=decimal, lineterminator=newline)
+    data = text.encode(encoding)
+    path.write_bytes(gzip.compress(data) if pack else data)
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949", "euc-kr", "utf-16"])
+@pytest.mark.parametrize("sep", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_csv_however_written(tmp_path, encoding, sep, newline):
+    path = write(tmp_path / "t.csv", FRAME, encoding=encoding, sep=sep, newline=newline)
+    table = read_table(path)
+    expected = FRAME.replace("two\nlines", f"two{newline}lines") if "two\r" in str(table["note"].iloc[2]) else FRAME
+    pd.testing.assert_frame_equal(table.reset_index(drop=True), expected, check_dtype=False)
+    assert table.index.tolist() == list(range(1, 21))
+    chunks = pd.concat(read_chunks(path, numbers={"크기"}))
+    pd.testing.assert_frame_equal(chunks, table, check_dtype=False)
+
+
+def test_latin_1_is_not_taken_for_korean(tmp_path):
+    words = ["café", "Réunion", "Müller", "naïve", "Åse", "Köln"] * 4
+    path = write(tmp_path / "t.csv", pd.DataFrame({"w": words, "n": range(24)}), encoding="latin-1")
+    assert read_table(path)["w"].tolist() == words
+
+
+@pytest.mark.parametrize("sep", [";", "\t"])
+def test_decimal_comma(tmp_path, sep):
+    frame = pd.DataFrame({"a": [1.5, -2.25, 1000.0], "b": ["x", "y", "z"]})
+    path = write(tmp_path / "t.csv", frame, sep=sep, decimal=",")
+    assert sniff(path).decimal == ","
+    assert read_table(path)["a"].tolist() == [1.5, -2.25, 1000.0]
+    assert pd.concat(read_chunks(path, numbers={"a"}))["a"].tolist() == [1.5, -2.25, 1000.0]
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "t.tsv.gz", "packed.csv"])
+def test_gzip_whatever_its_name(tmp_path, name):
+    path = write(tmp_path / name, FRAME, pack=True)
+    assert len(read_table(path)) == 20
+
+
+def test_parquet_and_jsonl_give_the_same_records(tmp_path):
+    FRAME.to_parquet(tmp_path / "t.parquet")
+    FRAME.to_json(tmp_path / "t.jsonl", orient="records", lines=True, force_ascii=False)
+    for name in ("t.parquet", "t.jsonl"):
+        pd.testing.assert_frame_equal(read_table(tmp_path / name).reset_index(drop=True), FRAME, check_dtype=False)
+
+
+def test_a_key_that_only_some_json_lines_have_is_an_empty_cell(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": 1, "b": 2}\n\n{"a": 3}\n{"b": 4}\n')
+    assert read_table(tmp_path / "t.jsonl").isna().sum().to_dict() == {"a": 1, "b": 1}
+
+
+def test_null_words_are_empty_cells(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\nNA,x\n1,?\n,null\nN/A,-\n2,y\n")
+    assert read_table(tmp_path / "t.csv").isna().sum().to_dict() == {"a": 3, "b": 3}
+
+
+def test_a_column_that_turns_to_words_far_down(tmp_path):
+    """The reader decides on types by the first 16 MB, and must not stumble over what comes later."""
+    filler = "x" * 400
+    lines = [f"{i},{filler}" for i in range(60_000)] + [f"A{i},{filler}" for i in range(100)]
+    (tmp_path / "t.csv").write_text("a,b\n" + "\n".join(lines) + "\n")
+    table = read_table(tmp_path / "t.csv")
+    assert len(table) == 60_100 and table["a"].iloc[[0, -1]].tolist() == ["0", "A99"]
+    chunks = pd.concat(read_chunks(tmp_path / "t.csv", numbers={"a"}))
+    assert chunks.index.tolist() == list(range(1, 60_101))
+    assert chunks["a"].astype("str").iloc[[0, -1]].str.replace(".0", "").tolist() == ["0", "A99"]
+
+
+def test_unnamed_columns_get_a_name(tmp_path):
+    pd.DataFrame({"a": [1, 2], "b": [3, 4]}).to_csv(tmp_path / "t.csv")
+    assert list(read_table(tmp_path / "t.csv")) == ["Unnamed: 0", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("\n\n", "the file is empty"),
+        ("a,b\n", "no rows below the header"),
+        ("a,b,a\n1,2,3\n", "column 'a' is there twice"),
+        ("a,b\n1,2\n3\n", "row 2 has 1 fields, the header 2"),
+        ("a,b\n1,2\n3,4,5\n", "row 2 has 3 fields, the header 2"),
+    ],
+)
+def test_unusable_text_is_named(tmp_path, text, message):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("t.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is no JSON"),
+        ("t.jsonl", b"[1, 2]\n", "line 1 is no JSON object"),
+        ("t.parquet", b"PAR1 nothing", "cannot be read as parquet"),
+        ("t.xlsx", b"PK", "must end in one of"),
+        ("t.csv", b"\x1f\x8b broken", "cannot be unpacked"),
+        ("t.csv", bytes(range(256)) * 9, "no text table"),
+    ],
+)
+def test_unusable_files_are_named(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read_table(tmp_path / name)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-1e9, 1e9), st.text(alphabet="ab,;\"' \n\t|é가", max_size=6)), min_size=3, max_size=12)
+)
+def test_what_pandas_writes_is_read_back(tmp_path_factory, rows):
+    frame = pd.DataFrame(rows, columns=["n", "w"])
+    frame["w"] = "w" + frame["w"] + "w"  # spaces around cells and null words are not kept
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    frame.to_csv(path, index=False)
+    table = read_table(path)
+    np.testing.assert_array_equal(table["n"].to_numpy(dtype=float), frame["n"])
+    assert table["w"].tolist() == frame["w"].tolist()
+
+
+def test_every_way_of_reading_gives_the_same_tensor(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "zip": ["01234", "99999", "20095"] * 20,
+            "ok": ["true", "False", None] * 20,
+            "day": pd.date_range("2024-01-01", periods=60).strftime("%Y-%m-%d"),
+            "n": np.linspace(0, 1, 60),
+        }
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    whole = read_table(tmp_path / "t.csv")
+    fitted = TabularPreprocessor.fit(whole, kinds={"zip": "category"}, scaling="standard", min_freq=3)
+    x = fitted(whole)
+    assert [s["kind"] for s in fitted.columns.values()] == ["category", "boolean", "date", "number"]
+    streamed = pd.concat(read_chunks(tmp_path / "t.csv", numbers={"n"}))
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.astype({"day": "datetime64[s]"}).to_parquet(tmp_path / "dates.parquet")
+    others = streamed, frame, read_table(tmp_path / "t.parquet"), read_table(tmp_path / "dates.parquet")
+    for other in (*others, frame.to_dict("records")):
+        assert (fitted(other) == x).all()

@@ -1,0 +1,226 @@
+"""Killed or interrupted at any moment, a resumed run ends with the very weights of the run that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, assert_refused, command, quick_run, table_for
+
+import trainer as trainer_module
+from config import DataConfig, ModelConfig, TrainConfig
+from errors import UserError
+from train import resume_config, train
+from trainer import Trainer
+
+# Saves as often inside epochs as users' long runs do in minutes, and slows the steps down to be hit inside them.
+DRIVER = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import train, errors, trainer
+trainer.SAVE_SECONDS = trainer.SAVE_SECONDS_IN_EPOCH = 0.1
+for name, pause in (("step", 0.004), ("evaluate", 0.02)):
+    def slow(self, *args, method=getattr(trainer.Trainer, name), pause=pause):
+        time.sleep(pause)
+        return method(self, *args)
+    setattr(trainer.Trainer, name, slow)
+errors.run(train.main)
+"""
+
+
+def start(*args) -> subprocess.Popen:
+    args = [sys.executable, "-c", DRIVER, *map(str, args)]
+    return subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for(path, process) -> None:
+    until = time.monotonic() + 60
+    while not path.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def fingerprint(folder) -> str:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return metrics["weights_sha256"], metrics["test"], metrics["epochs"], metrics["best_epoch"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "table.csv"
+    table_for("binary", rows=300).to_csv(path, index=False)
+    return path
+
+
+FLAGS = {
+    "plateau": ["--batch-size", 16],
+    "cycle": ["--batch-size", 16, "--scheduler", "OneCycleLR", "--accumulate", 3, "--optimizer", "SGD"],
+    "warm": ["--batch-size", 32, "--warmup", 3, "--scheduler", "CosineAnnealingLR", "--clip-norm", 1],
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_kill_9_at_any_moment(tmp_path, table, name):
+    flags = ["--data", table, "--target", "binary", "--epochs", 12, "--patience", 0, "--dropout", 0.3, *FLAGS[name]]
+    whole = start(*flags, "--out", tmp_path / "whole")
+    killed = start(*flags, "--out", tmp_path / "killed")
+    moments = random.Random(name)
+    for _ in range(3):
+        wait_for(tmp_path / "killed" / "last.pt", killed)
+        time.sleep(moments.uniform(0.05, 0.6))
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        killed.communicate()
+        killed = start("--resume", tmp_path / "killed" / "last.pt")
+        time.sleep(2)  # imports
+    for process in (whole, killed):
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error.decode()
+    assert fingerprint(tmp_path / "whole") == fingerprint(tmp_path / "killed")
+    rows = [(tmp_path / run / "history.csv").read_text().splitlines() for run in ("whole", "killed")]
+    assert len(rows[0]) == len(rows[1]) == 13
+    for one, other in zip(*rows, strict=True):  # all but the seconds and their quotient
+        assert one.split(",")[:2] + one.split(",")[4:] == other.split(",")[:2] + other.split(",")[4:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_saves_and_exits_130(tmp_path, table, number):
+    flags = ["--data", table, "--target", "binary", "--epochs", 40, "--patience", 0, "--batch-size", 16]
+    process = start(*flags, "--out", tmp_path / "run")
+    wait_for(tmp_path / "run" / "history.csv", process)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"--resume {tmp_path / 'run' / 'last.pt'}" in error.decode() and error.count(b"\n") == 1
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["training"]
+    assert state["epoch"] + state["position"] > 0 and state["epoch"] < 40
+    result = command("train.py", "--resume", tmp_path / "run" / "last.pt", "--epochs", 12)
+    assert result.returncode == 0, result.stderr.decode()
+    result = command("train.py", *flags, "--epochs", 12, "--out", tmp_path / "whole")
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
+
+
+def interrupted_run(folder, where: str, at: int, monkeypatch, **options):
+    """Train until call `at` of Trainer's method `where`, interrupt there, and resume in a new Trainer."""
+    calls = 0
+    method = getattr(Trainer, where)
+
+    def interrupting(self, *args):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return method(self, *args)
+
+    monkeypatch.setattr(Trainer, where, interrupting)
+    table = table_for("binary")
+    data = DataConfig(target="binary", batch_size=16)
+    with pytest.raises(KeyboardInterrupt):
+        quick_run(folder, table, data=data, **options)
+    monkeypatch.setattr(Trainer, where, method)
+    config = resume_config(str(folder / "last.pt"))
+    return train(config.data, config.model, config.training, table=table)
+
+
+@pytest.mark.parametrize(
+    ("where", "at"), [("step", 1), ("step", 7), ("step", 11), ("step", 25), ("evaluate", 1), ("evaluate", 3)]
+)
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_interrupted_in_an_epoch_or_in_validation(tmp_path, monkeypatch, where, at, accumulate):
+    resumed = interrupted_run(tmp_path / "a", where, at, monkeypatch, epochs=4, accumulate=accumulate)
+    whole = quick_run(
+        tmp_path / "b",
+        table_for("binary"),
+        data=DataConfig(target="binary", batch_size=16),
+        epochs=4,
+        accumulate=accumulate,
+    )
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    columns = [c for c in whole.history if "second" not in c]
+    assert whole.history[columns].equals(resumed.history[columns])
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["LambdaLR", "StepLR", "MultiStepLR", "ExponentialLR", "ReduceLROnPlateau", "none"]
+)
+def test_every_scheduler_goes_on_where_it_was(tmp_path, monkeypatch, scheduler):
+    options = {"epochs": 6, "scheduler": scheduler, "step_size": 2, "lr_patience": 1, "lr": 0.03, "patience": 0}
+    resumed = interrupted_run(tmp_path / "a", "step", 35, monkeypatch, **options)
+    data = DataConfig(target="binary", batch_size=16)
+    whole = quick_run(tmp_path / "b", table_for("binary"), data=data, **options)
+    assert resumed.history["lr"].tolist() == whole.history["lr"].tolist()
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+
+
+def test_the_generator_state_is_part_of_it(tmp_path, monkeypatch):
+    """The test above must be able to fail: without the saved state, dropout draws anew and the weights differ."""
+    monkeypatch.setattr(trainer_module, "_set_generator_state", lambda states: torch.manual_seed(1))
+    interrupted_run(tmp_path / "a", "step", 7, monkeypatch, epochs=2)
+    quick_run(tmp_path / "b", table_for("binary"), data=DataConfig(target="binary", batch_size=16), epochs=2)
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+
+
+def test_typed_flags_win(tmp_path, table):
+    flags = ["--data", table, "--target", "binary", "--epochs", 2, "--out", tmp_path / "run", "--scheduler", "none"]
+    assert command("train.py", *flags).returncode == 0
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    result = command("train.py", "--resume", moved / "last.pt", "--epochs", 4, "--lr", 0.0005)
+    assert result.returncode == 0, result.stderr.decode()
+    history = [line.split(",") for line in (moved / "history.csv").read_text().splitlines()]
+    assert [row[1] for row in history[1:]] == ["0.001", "0.001", "0.0005", "0.0005"]
+    config = json.loads((moved / "metrics.json").read_text())["config"]
+    assert config["training"]["epochs"] == 4 and config["data"]["target"] == "binary"
+
+
+def test_a_finished_run_resumes_to_the_same(tmp_path, table):
+    flags = ["--data", table, "--target", "binary", "--epochs", 2, "--out", tmp_path / "run"]
+    assert command("train.py", *flags).returncode == 0
+    before = fingerprint(tmp_path / "run")
+    assert command("train.py", "--resume", tmp_path / "run" / "last.pt").returncode == 0
+    assert fingerprint(tmp_path / "run") == before
+
+
+def test_another_run_is_not_taken_over(tmp_path, table):
+    flags = ["--data", table, "--target", "binary", "--epochs", 1, "--out", tmp_path / "run"]
+    assert command("train.py", *flags).returncode == 0
+    last = tmp_path / "run" / "last.pt"
+    assert_refused(command("train.py", "--resume", last, "--hidden", 7), "network", "begin a new run")
+    assert_refused(command("train.py", "--resume", last, "--seed", 5), "data", "begin a new run")
+    assert_refused(command("train.py", "--resume", last, "--optimizer", "SGD"), "--optimizer SGD", "Adam")
+    assert_refused(command("train.py", "--resume", tmp_path / "run" / "best.pt"), "no state of training")
+    assert_refused(command("train.py", "--resume", tmp_path / "no.pt"), "no such checkpoint")
+    assert_refused(command("train.py", *flags), "holds a run already", "--resume")
+    assert fingerprint(tmp_path / "run")
+
+
+def test_resume_in_a_notebook_needs_the_table(tmp_path):
+    quick_run(tmp_path / "run", table_for("binary"))
+    config = resume_config(str(tmp_path / "run" / "last.pt"))
+    with pytest.raises(UserError):
+        train(config.data, config.model, config.training)
+
+
+def test_saves_are_shared_by_short_epochs_but_made_in_long_ones(tmp_path, monkeypatch):
+    saved = []
+    save = Trainer._save
+    monkeypatch.setattr(Trainer, "_save", lambda self: (saved.append((self.epoch, self.position)), save(self)))
+    quick_run(tmp_path / "short", table_for("binary"), epochs=6)
+    assert len(saved) < 6
+    saved.clear()
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS_IN_EPOCH", 0.0)
+    quick_run(tmp_path / "long", table_for("binary"), epochs=1, model=ModelConfig(hidden=(4,)))
+    assert (0, 1) in saved and (0, 2) in saved
+
+
+def test_defaults_of_the_configuration_survive_the_checkpoint(tmp_path):
+    quick_run(tmp_path / "run", table_for("binary"))
+    config = resume_config(str(tmp_path / "run" / "last.pt"))
+    assert config.training == TrainConfig(
+        epochs=3, threads=1, out=str(tmp_path / "run"), resume=str(tmp_path / "run" / "last.pt")
+    )
+    assert config.model == ModelConfig(hidden=(16,)) and config.data == DataConfig(target="binary")

@@ -1,0 +1,183 @@
+"""Targets, losses, metrics and answers follow the textbook, and do not depend on how rows are batched."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from errors import UserError
+from task import Task, infer_kind
+
+LABELS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": None}
+
+
+def make_task(kind: str, **options) -> Task:
+    targets = np.linspace(100, 900, 50) if kind == "regression" else (LABELS[kind] * 30)[:50]
+    return Task.fit(pd.Series(targets, name="y"), kind, **options)
+
+
+def make_targets(kind: str, n: int, seed: int = 0) -> pd.Series:
+    random = np.random.default_rng(seed)
+    return pd.Series(random.normal(500, 200, n) if kind == "regression" else random.choice(LABELS[kind], n), name="y")
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind"),
+    [
+        (["a", "b"] * 9, "binary"),
+        ([True, False] * 9, "binary"),
+        ([0, 1] * 9, "binary"),
+        (["0", "1.0", "1"] * 9, "binary"),
+        ([3, 4, 5] * 9, "multiclass"),
+        (["3", "4", "5"] * 9, "multiclass"),
+        ([3.0, 4.5, 5.25] * 9, "regression"),
+        (range(90), "regression"),
+        (["x", "y", "z"] * 9, "multiclass"),
+    ],
+)
+def test_kind_of_problem(targets, kind):
+    assert infer_kind(pd.Series(list(targets))) == kind
+
+
+def test_classes_are_plain_ordered_and_one_however_written():
+    assert make_task("multiclass").classes == ["a", "b", "c"]
+    task = Task.fit(pd.Series([10, 2, 2.0, 10.0] * 3))
+    assert task.classes == [2, 10] and all(type(c) is int for c in task.classes)
+    assert task.encode(pd.Series(["2", "10.0", 2])).tolist() == [0.0, 1.0, 0.0]
+    assert Task.fit(pd.Series([True, False])).classes == [False, True]
+
+
+def test_unknown_label_and_missing_number_name_their_row():
+    with pytest.raises(UserError, match=r"row 7, column 'y': 'd' is no class"):
+        make_task("multiclass").encode(pd.Series(["a", "d"], index=[6, 7]))
+    with pytest.raises(UserError, match="row 3 has no 'y'"):
+        make_task("regression").encode(pd.Series([1.0, None], index=[2, 3]))
+
+
+def test_losses_are_the_textbook_ones():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(40, 3), torch.randint(3, (40,))
+    assert torch.allclose(make_task("multiclass").loss(logits, labels), F.cross_entropy(logits, labels))
+    smooth = make_task("multiclass", label_smoothing=0.1)
+    assert torch.allclose(smooth.loss(logits, labels), F.cross_entropy(logits, labels, label_smoothing=0.1))
+    p, y = torch.sigmoid(logits[:, :1]), (labels > 0).float()
+    by_hand = -(y * p[:, 0].log() + (1 - y) * (1 - p[:, 0]).log()).mean()
+    assert torch.allclose(make_task("binary").loss(logits[:, :1], y), by_hand, atol=1e-6)
+    values = torch.randn(40)
+    for loss, function in (("mse", F.mse_loss), ("l1", F.l1_loss), ("huber", F.huber_loss)):
+        assert torch.allclose(
+            make_task("regression", loss=loss).loss(logits[:, :1], values), function(logits[:, 0], values)
+        )
+
+
+def test_class_weights_balance_and_stay_with_the_record():
+    targets = pd.Series(["a"] * 30 + ["b"] * 10)
+    task = Task.fit(targets, class_weights=True)
+    assert task.class_weights == pytest.approx([40 / 60, 40 / 20])
+    labels = task.encode(targets)
+    one_sided = torch.full((40, 1), 2.0)
+    per_class = [F.binary_cross_entropy_with_logits(torch.tensor(2.0), torch.tensor(float(c))) for c in (0, 1)]
+    assert float(task.loss(one_sided, labels)) == pytest.approx(float(sum(per_class) / 2))  # each class counts the same
+    parts = [task.loss(one_sided[i : i + 5], labels[i : i + 5]) for i in range(0, 40, 5)]
+    assert torch.allclose(torch.stack(parts).mean(), task.loss(one_sided, labels))
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_wrong_shape_is_refused_not_broadcast(kind):
+    task, targets = make_task(kind), make_targets(kind, 8)
+    with pytest.raises(ValueError, match="must return logits of shape"):
+        task.loss(torch.randn(8), task.encode(targets))
+    with pytest.raises(ValueError, match="must return logits of shape"):
+        task.loss(torch.randn(8, task.out_features + 1), task.encode(targets))
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_ensemble_axis(kind):
+    task, targets = make_task(kind), make_targets(kind, 8)
+    members = torch.randn(8, 4, task.out_features)
+    each = [task.loss(members[:, k], task.encode(targets)) for k in range(4)]
+    assert torch.allclose(task.loss(members, task.encode(targets)), torch.stack(each).mean())
+    answers = torch.stack([task.activate(members[:, k]) for k in range(4)]).mean(dim=0)
+    assert torch.allclose(task.activate(members), answers)
+    same = members[:, :1].repeat(1, 4, 1)
+    assert task.measure(same, task.encode(targets)) == pytest.approx(task.measure(same[:, 0], task.encode(targets)))
+
+
+def test_metrics_equal_scikit_learn():
+    random = np.random.default_rng(0)
+    task, y = make_task("binary"), make_targets("binary", 200)
+    logits = torch.from_numpy(random.normal(size=(200, 1))).float()
+    got, p = task.measure(logits, task.encode(y)), torch.sigmoid(logits[:, 0]).numpy()
+    assert got["accuracy"] == pytest.approx(sk.accuracy_score(y == "yes", p > 0.5))
+    assert got["f1"] == pytest.approx(sk.f1_score(y == "yes", p > 0.5))
+    assert got["roc_auc"] == pytest.approx(sk.roc_auc_score(y == "yes", p))
+    task, y = make_task("multiclass"), pd.Series(["a"] * 120 + ["b"] * 50 + ["c"] * 30)
+    logits = torch.from_numpy(random.normal(size=(200, 3))).float()
+    got, p = task.measure(logits, task.encode(y)), torch.softmax(logits, dim=1).numpy()
+    best = np.array(["a", "b", "c"])[p.argmax(axis=1)]
+    assert got["accuracy"] == pytest.approx(sk.accuracy_score(y, best))
+    assert got["f1"] == pytest.approx(sk.f1_score(y, best, average="macro"))
+    assert got["roc_auc"] == pytest.approx(np.mean([sk.roc_auc_score(y == c, p[:, i]) for i, c in enumerate("abc")]))
+    task, y = make_task("regression"), make_targets("regression", 200) + 1e6
+    logits = torch.from_numpy(random.normal(size=(200, 1))).float()
+    got, values = task.measure(logits, task.encode(y)), task.activate(logits)[:, 0].numpy()
+    assert got["rmse"] == pytest.approx(sk.root_mean_squared_error(y, values), rel=1e-6)
+    assert got["mae"] == pytest.approx(sk.mean_absolute_error(y, values), rel=1e-6)
+    assert got["mse"] == pytest.approx(got["rmse"] ** 2)
+
+
+def test_roc_auc_of_one_class_is_no_number():
+    task = make_task("binary")
+    assert np.isnan(task.measure(torch.randn(5, 1), torch.zeros(5))["roc_auc"])
+    task = make_task("multiclass")
+    perfect = torch.eye(3)[[0, 1, 0, 1]] * 9
+    assert task.measure(perfect, torch.tensor([0, 1, 0, 1]))["roc_auc"] == 1  # not 2/3 for the class that is not there
+
+
+def test_direction_of_metrics():
+    task = make_task("binary")
+    assert [task.higher_is_better(m) for m in ("loss", "accuracy", "roc_auc", "f1")] == [False, True, True, True]
+    task = make_task("regression")
+    assert [task.higher_is_better(m) for m in ("rmse", "mae", "mse", "r2")] == [False, False, False, True]
+    with pytest.raises(UserError, match="--monitor accuracy: a regression task has loss"):
+        task.higher_is_better("accuracy")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 9), st.sampled_from(sorted(LABELS)))
+def test_answers_agree_with_each_other(seed, kind):
+    task = make_task(kind)
+    logits = torch.randn(6, task.out_features, generator=torch.Generator().manual_seed(seed)) * 5
+    table, answers = pd.DataFrame(task.columns(logits)), task.answer(logits)
+    assert table["prediction"].tolist() == [a["prediction"] for a in answers]
+    if kind != "regression":
+        for row, answer in zip(table.to_dict("records"), answers, strict=True):
+            assert sum(answer["probabilities"].values()) == pytest.approx(1)
+            assert answer["probability"] == max(answer["probabilities"].values()) == row["probability"]
+            assert answer["probabilities"] == {c: row[f"probability_{c}"] for c in task.classes}
+
+
+def test_regression_answers_are_in_the_units_of_the_data():
+    task = Task.fit(pd.Series([1e9, 1e9 + 1, 1e9 + 2.5], name="y"), "regression")
+    targets = pd.Series([1e9 + 0.5])
+    assert task.activate(task.encode(targets)[:, None]).item() == pytest.approx(1e9 + 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "message"),
+    [
+        (["a"] * 9, {}, "one class only"),
+        ([1.0] * 9, {"kind": "regression"}, "one value only"),
+        (np.linspace(0, 1, 40), {"kind": "binary"}, "40 different values and --task binary needs 2"),
+        (["a", "b", "c"] * 3, {"kind": "regression"}, "--task multiclass"),
+        (["a", "b"] * 3, {"loss": "huber"}, "--loss huber is for regression"),
+        (np.linspace(0, 1, 40), {"class_weights": True}, "for classes, and this is a regression"),
+    ],
+)
+def test_impossible_tasks(targets, options, message):
+    with pytest.raises(UserError, match=message):
+        Task.fit(pd.Series(targets, name="y"), **options)

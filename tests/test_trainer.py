@@ -1,0 +1,334 @@
+"""The loop learns what it should, follows torch's schedules, counts samples, and stops before harm is done."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TARGETS, quick_run, table_for
+from torch import nn
+from torch.optim import lr_scheduler as schedulers
+
+import trainer as trainer_module
+from config import DataConfig, ModelConfig, TrainConfig
+from dataloader import make_loader
+from errors import UserError
+from model import MODELS, Dropout, build_model
+from pipeline import Pipeline
+from task import Task
+from trainer import Trainer, build_lr_scheduler, build_optimizer
+
+FACTS = {"in_features": 6, "category_sizes": [4], "hidden": [32, 16], "activation": "relu", "batch_norm": True}
+
+
+def make_task(kind: str) -> Task:
+    targets = {"binary": [0, 1] * 9, "multiclass": [0, 1, 2] * 9, "regression": np.linspace(0, 1, 30)}[kind]
+    return Task.fit(pd.Series(targets, name="y"), kind)
+
+
+def make_inputs(n: int, kind: str, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 6, generator=generator)
+    x[:, 5] = torch.randint(0, 4, (n,), generator=generator)
+    if kind == "regression":
+        return x, torch.randn(n, generator=generator)
+    return x, torch.randint(0, 3 if kind == "multiclass" else 2, (n,), generator=generator).to(
+        torch.int64 if kind == "multiclass" else torch.float32
+    )
+
+
+def make_trainer(kind="binary", *, facts=None, model=None, **options) -> Trainer:
+    torch.manual_seed(0)
+    task = make_task(kind)
+    model = model or build_model("mlp", FACTS | {"out_features": task.out_features, "dropout": 0.0} | (facts or {}))
+    return Trainer(Pipeline(model, task), TrainConfig(**{"epochs": 2, "threads": 1, "patience": 0} | options))
+
+
+def loaders(n=64, kind="binary", batch_size=16):
+    return make_loader(*make_inputs(n, kind), batch_size, shuffle=True), make_loader(
+        *make_inputs(40, kind, 1), 40, shuffle=False
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_overfits_32_samples(name, kind):
+    x, y = make_inputs(32, kind)
+    trainer = make_trainer(kind, epochs=300, lr=1e-2, weight_decay=0.0, scheduler="none")
+    loader = make_loader(x, y, 32, shuffle=True)
+    history = trainer.fit(loader, loader)
+    assert min(row["train/loss"] for row in history) < 0.02
+    assert trainer.evaluate(loader)["loss"] < 0.01
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_every_activation_learns(activation, batch_norm):
+    trainer = make_trainer(facts={"activation": activation, "batch_norm": batch_norm}, epochs=30, lr=1e-2)
+    history = trainer.fit(*loaders())
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop"])
+def test_optimizers_are_torchs_own(name):
+    model = nn.Linear(2, 1)
+    optimizer = build_optimizer(model, TrainConfig(optimizer=name, lr=0.3, weight_decay=0.01, momentum=0.5))
+    assert type(optimizer) is getattr(torch.optim, name)
+    assert optimizer.param_groups[0]["lr"] == 0.3 and optimizer.param_groups[0]["weight_decay"] == 0.01
+    assert optimizer.defaults.get("fused", False) is (name != "RMSprop")
+    history = make_trainer(optimizer=name, lr=1e-2, epochs=20).fit(*loaders())
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+
+
+EPOCHS, STEPS = 12, 4
+TORCHS_OWN = {
+    "LambdaLR": (lambda o: schedulers.LambdaLR(o, lambda epoch: 1 / (1 + 0.5 * epoch)), {"gamma": 0.5}),
+    "StepLR": (lambda o: schedulers.StepLR(o, 3, 0.5), {"gamma": 0.5, "step_size": 3}),
+    "MultiStepLR": (lambda o: schedulers.MultiStepLR(o, [5, 7], 0.5), {"gamma": 0.5, "milestones": (5, 7)}),
+    "ExponentialLR": (lambda o: schedulers.ExponentialLR(o, 0.95), {}),
+    "CosineAnnealingLR": (lambda o: schedulers.CosineAnnealingLR(o, EPOCHS, 1e-4), {"min_lr": 1e-4}),
+    "ReduceLROnPlateau": (
+        lambda o: schedulers.ReduceLROnPlateau(o, "min", 0.5, 2, min_lr=1e-3),
+        {"gamma": 0.5, "lr_patience": 2, "min_lr": 1e-3},
+    ),
+    "OneCycleLR": (lambda o: schedulers.OneCycleLR(o, 0.01, EPOCHS * STEPS), {}),
+    "none": (lambda o: None, {}),
+}
+
+
+@pytest.mark.parametrize("name", TORCHS_OWN)
+def test_learning_rates_equal_torchs_own_sequence(name):
+    make, options = TORCHS_OWN[name]
+    trainer = make_trainer(scheduler=name, lr=0.01, epochs=EPOCHS, **options)
+    history = trainer.fit(*loaders())
+    reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01, momentum=0.9)
+    scheduler, rates = make(reference), []
+    for row in history:
+        for _ in range(STEPS):
+            reference.step()
+            if name == "OneCycleLR":
+                scheduler.step()
+        rates.append(reference.param_groups[0]["lr"])
+        if name == "ReduceLROnPlateau":
+            scheduler.step(row["val/loss"])
+        elif name not in ("OneCycleLR", "none"):
+            scheduler.step()
+    assert [row["lr"] for row in history] == pytest.approx(rates, rel=1e-12)
+    assert name == "none" or len(set(rates)) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in TORCHS_OWN if name != "OneCycleLR"])
+def test_warmup_comes_before_any_scheduler(name):
+    options = TORCHS_OWN[name][1] | {"scheduler": name, "lr": 0.01}
+    trainer = make_trainer(epochs=EPOCHS, warmup=3, **options)
+    rates = []
+    trainer.optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+    history = trainer.fit(*loaders())
+    assert rates[: 3 * STEPS] == pytest.approx([0.01 * (i + 1) / (3 * STEPS) for i in range(3 * STEPS)])
+    after = [row["lr"] for row in history[3:]]
+    if name not in ("MultiStepLR", "CosineAnnealingLR", "ReduceLROnPlateau"):  # these count in epochs of the whole run
+        plain = [row["lr"] for row in make_trainer(epochs=EPOCHS - 3, **options).fit(*loaders())]
+        assert after == pytest.approx(plain)
+    if name == "MultiStepLR":
+        assert after == pytest.approx([0.01] * 2 + [0.005] * 2 + [0.0025] * 5)
+    if name == "CosineAnnealingLR":
+        assert after[0] == 0.01 and after[-1] < 0.001
+
+
+def test_warmup_of_one_cycle_is_its_own():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = build_lr_scheduler(optimizer, TrainConfig(scheduler="OneCycleLR", epochs=10, warmup=2, lr=1.0), 10)
+    rates = [scheduler.get_last_lr()[0]]
+    for _ in range(99):
+        optimizer.step()
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    assert int(np.argmax(rates)) == 19
+
+
+@pytest.mark.parametrize("batch_size", [5, 16, 63, 64])
+def test_train_loss_is_the_mean_over_samples(batch_size):
+    """With weights that do not move, any batch size must give the loss over all records at once."""
+    trainer = make_trainer(facts={"batch_norm": False, "category_sizes": []}, lr=1e-30, epochs=1, weight_decay=0.0)
+    train_loader, val_loader = loaders(64, batch_size=batch_size)
+    x, y = make_inputs(64, "binary")
+    with torch.no_grad():
+        expected = float(trainer.task.loss(trainer.model(x), y))
+    assert trainer.fit(train_loader, val_loader)[0]["train/loss"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_metrics_do_not_depend_on_the_batch_size(kind):
+    trainer = make_trainer(kind)
+    x, y = make_inputs(101, kind)
+    results = [trainer.evaluate(make_loader(x, y, size, shuffle=False)) for size in (1, 7, 50, 101)]
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [64, 61])
+def test_accumulated_batches_equal_one_large_batch(n):
+    """Also in a last window that is short: the gradient is the mean over its records."""
+    weights = []
+    x, y = make_inputs(n, "binary")
+    for batch_size, accumulate in ((32, 1), (8, 4)):
+        trainer = make_trainer(
+            facts={"batch_norm": False, "category_sizes": []}, optimizer="SGD", lr=0.1, accumulate=accumulate
+        )
+        loader = make_loader(x, y, batch_size, shuffle=False)
+        trainer.fit(loader, loader)
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert torch.allclose(*weights, atol=1e-6)
+    assert trainer.steps == 4
+
+
+def test_gradients_are_clipped():
+    trainer = make_trainer(clip_norm=1e-3, optimizer="SGD", lr=1.0, weight_decay=0.0, epochs=1)
+    trainer.config = replace(trainer.config, scheduler="none")
+    norms = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda o, *_: norms.append(torch.cat([p.grad.flatten() for p in o.param_groups[0]["params"]]).norm().item())
+    )
+    trainer.fit(*loaders())
+    assert max(norms) <= 1e-3 * 1.001
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path):
+    run = quick_run(tmp_path / "run", table_for("binary"), epochs=30, lr=0.05, patience=0)
+    values = run.history["val/loss"]
+    assert run.val["loss"] == values.min() < values.iloc[-1]
+    again = Pipeline.load(tmp_path / "run" / "best.pt")
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, run.pipeline.model.state_dict()[name])
+
+
+def test_early_stopping_waits_for_patience_epochs(tmp_path):
+    run = quick_run(tmp_path / "run", table_for("binary"), epochs=100, lr=0.05, patience=4)
+    best = int(run.history["val/loss"].idxmin()) + 1
+    assert len(run.history) == best + 4 < 100
+
+
+def test_monitor_picks_by_its_own_direction(tmp_path):
+    run = quick_run(tmp_path / "run", table_for("binary"), epochs=15, monitor="roc_auc", patience=0)
+    assert run.val["roc_auc"] == run.history["val/roc_auc"].max()
+
+
+@pytest.mark.parametrize("check_every", [1, 3])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoiled(check_every):
+    """1 is the way of a CPU; 3 that of an accelerator, where the optimizer skips and the host looks later."""
+    x, y = make_inputs(64, "binary")
+    x[37, 0] = math.nan
+    loader = make_loader(x, y, 8, shuffle=False)
+    trainer = make_trainer(facts={"batch_norm": False})
+    trainer.check_every = check_every
+    with pytest.raises(UserError, match=r"not finite in epoch 1, batch 5\b.*lower --lr"):
+        trainer.fit(loader, loader)
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert trainer.steps == (4 if check_every == 1 else 6 - 1)
+
+
+def test_a_run_that_never_learned_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError, match="not finite"):
+        quick_run(tmp_path / "run", table_for("regression"), data=DataConfig(target="regression"), lr=1e30)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_randomness_follows_from_seed_and_epoch(tmp_path):
+    table = table_for("multiclass")
+    shas = []
+    for i, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(i)  # what came before must not matter
+        run = quick_run(
+            tmp_path / str(i), table, data=DataConfig(target="multiclass"), model=ModelConfig(dropout=0.3), seed=seed
+        )
+        shas.append([p.sum().item() for p in run.pipeline.model.parameters()])
+    assert shas[0] == shas[1] != shas[2]
+
+
+def test_validation_is_neither_shuffled_nor_trained_on():
+    trainer = make_trainer()
+    train_loader, val_loader = loaders()
+    trainer.fit(train_loader, val_loader)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    assert trainer.evaluate(val_loader) == trainer.evaluate(val_loader)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+    assert not trainer.model.training
+
+
+def test_any_module_and_any_loader_will_do():
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    x, y = make_inputs(64, "multiclass")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=10, shuffle=True)
+    history = make_trainer("multiclass", model=Mine(), epochs=5, lr=0.05).fit(loader, loader)
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+
+
+def test_thread_count_follows_the_work():
+    small, large = make_trainer(threads=0), make_trainer(threads=0, facts={"hidden": [2048, 2048]})
+    assert small._choose_threads(loaders()[0], available=8) == 1
+    assert large._choose_threads(loaders(512, batch_size=512)[0], available=8) == 8
+    before = torch.get_num_threads()
+    small.fit(*loaders())
+    assert small.threads == 1 and torch.get_num_threads() == before
+
+
+def test_the_bar_shows_loss_metric_and_speed(capsys, monkeypatch):
+    monkeypatch.setattr(trainer_module, "tqdm", lambda **o: __import__("tqdm").tqdm(**o | {"disable": False}))
+    monkeypatch.setattr(trainer_module, "SHOW_SECONDS", 0.0)
+    make_trainer(epochs=3).fit(*loaders())
+    shown = capsys.readouterr()
+    assert (
+        "epoch 3/3" in shown.err and "loss 0." in shown.err and "val loss 0." in shown.err and "samples/s" in shown.err
+    )
+    assert shown.out == ""
+
+
+def test_without_a_terminal_there_are_about_ten_plain_lines(capsys):
+    make_trainer(epochs=40).fit(*loaders())
+    shown = capsys.readouterr()
+    assert "\r" not in shown.err and 10 <= shown.out.count("\n") <= 12
+
+
+def test_dropout_drops_as_many_as_it_says_and_keeps_the_mean():
+    torch.manual_seed(0)
+    layer, x = Dropout(0.25), torch.ones(1000, 999, requires_grad=True)
+    y = layer(x)
+    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=2e-3)
+    assert sorted(y.unique().tolist()) == pytest.approx([0, 4 / 3])
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_the_unknown_code_is_trained():
+    """Even where no training row holds an unknown category, its vector moves away from where it began."""
+    x, y = make_inputs(400, "binary")
+    x[:, 5] = x[:, 5].clamp(min=1)
+    trainer = make_trainer(epochs=5)
+    before = trainer.model.layers[0].tables[0].weight[0].clone()
+    loader = make_loader(x, y, 32, shuffle=True)
+    trainer.config = replace(trainer.config, weight_decay=0.0)
+    trainer.fit(loader, loader)
+    assert not torch.allclose(trainer.model.layers[0].tables[0].weight[0], before, atol=1e-4)
+
+
+def test_a_network_that_asks_for_what_the_data_do_not_have():
+    class Words(nn.Module):
+        def __init__(self, *, vocab_size: int, out_features: int):
+            super().__init__()
+
+    MODELS["words"] = Words
+    try:
+        with pytest.raises(UserError, match="--model words needs vocab_size"):
+            build_model("words", FACTS | {"out_features": 1})
+    finally:
+        del MODELS["words"]
