@@ -179,10 +179,12 @@ class Pipeline:
         """The examples and the answers that these weights give."""
         if not self.examples:
             return {"records": [], "answers": []}
+        was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
             weights = {name: value.to(self.device) for name, value in state_dict.items()}
             logits = functional_call(self.model, weights, self.preprocessor(self.examples).to(self.device)).cpu()
+        self.model.train(was_training)  # a run that saves in the middle of an epoch trains on
         if not torch.isfinite(logits).all():
             raise UserError(
                 "the network's answers are not finite. Try a lower --lr, --clip-norm 1 or --scaling quantile."
@@ -239,7 +241,7 @@ def read_checkpoint(path: str | Path) -> dict:
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: this is no checkpoint of plain data (it may hold code to run).") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: truncated, or no checkpoint ({str(error).splitlines()[0][:120]}).") from None
+        raise UserError(f"{path}: truncated, or no checkpoint ({type(error).__name__}).") from None
     if not isinstance(state, dict) or state.get("magic") != MAGIC:
         raise UserError(f"{path}: a file of torch, but no checkpoint of this project.")
     if state["format"] > FORMAT:

@@ -372,7 +372,7 @@ class Trainer:
     def _restore(self, state: dict) -> None:
         """Take over a saved state. What a flag set anew since then (--lr, --epochs, --gamma …) stays as typed."""
         if self.lr_scheduler:
-            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **state["lr_scheduler"]})
         moved = ("params", "lr", "betas", "momentum")  # by schedules; the rest of a group is how it is set
         typed = [{k: v for k, v in group.items() if k not in moved} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])

@@ -217,6 +217,13 @@ def test_saves_are_shared_by_short_epochs_but_made_in_long_ones(tmp_path, monkey
     assert (0, 1) in saved and (0, 2) in saved
 
 
+def test_saving_inside_an_epoch_changes_nothing(tmp_path, monkeypatch):
+    quick_run(tmp_path / "a", table_for("binary"))
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS_IN_EPOCH", 0.0)
+    quick_run(tmp_path / "b", table_for("binary"))
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+
+
 def test_defaults_of_the_configuration_survive_the_checkpoint(tmp_path):
     quick_run(tmp_path / "run", table_for("binary"))
     config = resume_config(str(tmp_path / "run" / "last.pt"))

@@ -1,0 +1,75 @@
+"""How many rows a second `predict.py` answers, the whole process, and how much memory it takes.
+
+  python benchmarks/predict_speed.py
+
+A csv of 20 numbers a row, from 10,000 to 1,000,000 rows, beside the plain way: pandas.read_csv, the model on the whole
+table at once, DataFrame.to_csv, in a process of its own with the same imports.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+PLAIN = """
+import sys; sys.path.insert(0, {root!r})
+import pandas as pd
+from pipeline import Pipeline
+Pipeline.load(sys.argv[2]).predict(pd.read_csv(sys.argv[4])).to_csv(sys.argv[6], index=False)
+"""
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Return (seconds, peak MB) of a process."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command} failed")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    import numpy as np
+    import pandas as pd
+
+    from config import DataConfig, ModelConfig, TrainConfig
+    from train import train
+
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"x{i}" for i in range(20)]
+        table = pd.DataFrame(generator.standard_normal((2000, 20)), columns=names)
+        table["y"] = (table.sum(axis=1) > 0).astype(int)
+        train(DataConfig(target="y"), ModelConfig(), TrainConfig(epochs=2, out=f"{folder}/run"), table=table)
+        print(f"\n{'rows':>9}  {'predict.py':>34}  {'the plain way':>34}")
+        for rows in (10_000, 100_000, 1_000_000):
+            with open(f"{folder}/in.csv", "w") as file:
+                for start in range(0, rows, 10_000):
+                    part = pd.DataFrame(generator.standard_normal((10_000, 20)), columns=names)
+                    part.to_csv(file, index=False, header=start == 0, float_format="%.7g")
+            files = [
+                "--checkpoint",
+                f"{folder}/run/best.pt",
+                "--input",
+                f"{folder}/in.csv",
+                "--output",
+                f"{folder}/out.csv",
+            ]
+            cells = [f"{rows:>9,}"]
+            for command in ([str(ROOT / "predict.py")], ["-c", PLAIN.format(root=str(ROOT))]):
+                seconds, memory = measure([sys.executable, *command, *files])
+                assert sum(1 for _ in open(f"{folder}/out.csv")) == rows + 1
+                cells.append(f"{seconds:5.1f} s {rows / seconds:9,.0f} rows/s {memory:6.0f} MB")
+            print("  ".join(cells))
+    print(f"(this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The project keeps its own rules: who imports whom, how long things are, and that the README is true."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from config import model_names
+from model import MODELS
+
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "preprocessing": {"errors"},
+    "task": {"errors", "preprocessing"},
+    "model": {"errors"},
+    "reader": {"errors", "preprocessing"},
+    "dataloader": {"config", "errors", "preprocessing", "reader", "task"},
+    "pipeline": {"errors", "preprocessing", "model", "task"},
+    "trainer": {"config", "errors"},
+    "train": {"config", "errors", "dataloader", "pipeline", "preprocessing", "task", "trainer"},
+    "predict": {"errors", "pipeline", "reader"},
+}
+FILES = sorted(ROOT.glob("*.py"))
+
+
+def imports(path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_who_may_import_whom(path):
+    assert imports(path) & set(ALLOWED) <= ALLOWED[path.stem]
+    if path.stem in ("config", "errors"):
+        assert imports(path) - set(ALLOWED) - {"tyro"} <= set(sys.stdlib_module_names)
+    if path.stem == "predict":
+        assert not imports(path) & {"sklearn", "torchmetrics"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_module_says_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_asking_a_model_needs_neither_scikit_learn_nor_torchmetrics(runs):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pipeline import Pipeline\n"
+        f"import pandas as pd; out = {str(runs['binary'].out)!r}\n"
+        "Pipeline.load(out + '/best.pt').predict(pd.read_csv(out + '/sample.csv'))\n"
+        "assert not {'sklearn', 'torchmetrics', 'trainer', 'tensorboard'} & set(sys.modules), set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_of_networks_are_read_without_torch():
+    assert model_names() == list(MODELS)
+
+
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_every_command_in_the_readme_runs(tmp_path):
+    """Every block, line by line, in a copy of the project with a table.csv of a user's."""
+    from conftest import table_for
+
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.txt")]:
+        (tmp_path / path.name).write_text(path.read_text())
+    table_for("regression", 150).rename(columns={"regression": "price"}).to_csv(tmp_path / "table.csv", index=False)
+    ran = 0
+    for block in readme_blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["python"] and words[1] in ("train.py", "predict.py"):
+                done = subprocess.run(
+                    [sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+                )
+                assert done.returncode == 0, f"{line}\n{done.stderr}"
+                ran += 1
+    assert ran >= 5
+    for block in readme_blocks("python"):
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
