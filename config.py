@@ -66,7 +66,10 @@ class DataConfig:
         _check(self.val_split + self.test_split < 1, "--val-split and --test-split together leave no rows to train on.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
         _check(self.min_freq >= 1, f"--min-freq is a count of rows, 1 or more, not {self.min_freq}.")
-        _check(self.batch_size >= 0, f"--batch-size is a number of rows, not {self.batch_size}.")
+        _check(
+            self.batch_size == 0 or self.batch_size >= 2,
+            f"--batch-size is 2 rows or more, which batch normalisation needs, not {self.batch_size}.",
+        )
         self.column_kinds()
 
     def column_kinds(self) -> dict[str, str]:
@@ -112,7 +115,7 @@ class ModelConfig:
             all(width >= 1 for width in self.hidden),
             f"--hidden takes widths of 1 or more, not {' '.join(map(str, self.hidden))}.",
         )
-        _check(0 <= self.dropout < 1, f"--dropout is a share from 0 up to 1, not {self.dropout}.")
+        _check(0 <= self.dropout <= 0.99, f"--dropout is a share from 0 to 0.99, not {self.dropout}.")
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,7 @@ class TrainConfig:
             )
         for name in ("warmup", "lr_patience", "patience", "seed", "threads"):
             _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} is 0 or more, not {getattr(self, name)}.")
+        _check(self.seed < 2**32, f"--seed is below 2**32, not {self.seed}.")
         _check(self.lr > 0 and math.isfinite(self.lr), f"--lr is a number above 0, not {self.lr}.")
         _check(0 <= self.label_smoothing < 1, f"--label-smoothing is a share below 1, not {self.label_smoothing}.")
         _check(self.momentum < 1, f"--momentum is below 1, not {self.momentum}.")

@@ -57,6 +57,9 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     target, source = config.target, config.data
     if table is not None:
         source = "table"
+        table = table.set_axis([str(name) for name in table.columns], axis=1)
+        if isinstance(table.index, pd.MultiIndex):
+            table = table.reset_index(drop=True)
     elif config.data in BUNDLED:
         table, usual_target = load_bundled(config.data)
         target = target or usual_target
@@ -189,7 +192,12 @@ def _split_off(rows, size: int, labels, groups, seed: int) -> tuple[np.ndarray, 
         kept, off = next(splitter.split(rows, groups=groups[rows]))
     else:
         stratify = None if labels is None else labels[rows]
-        kept, off = train_test_split(np.arange(len(rows)), test_size=size, stratify=stratify, random_state=seed)
+        try:
+            kept, off = train_test_split(np.arange(len(rows)), test_size=size, stratify=stratify, random_state=seed)
+        except ValueError as error:  # a class, or all of them, with too few rows for its share
+            raise UserError(
+                f"{len(rows)} rows are too few to split {size} off with a share of each class: {error}"
+            ) from None
     return rows[np.sort(kept)], rows[np.sort(off)]
 
 

@@ -101,7 +101,9 @@ def predict(options: Options) -> None:
 
     pipeline = Pipeline.load(options.checkpoint).to(options.device)
     known = pipeline.preprocessor
-    numbers = {name for name, state in known.used.items() if state["kind"] == "number"}
+    numbers = {name for name, state in known.used.items() if state["numeric"]}
+    if all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in pipeline.task.classes):
+        numbers.add(pipeline.task.target)
     unknown, score, rows = Counter(), Score(pipeline.task), 0
     source = standard_input() if options.input == "-" else contextlib.nullcontext(options.input)
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:

@@ -55,14 +55,18 @@ def canonical(value) -> str:
         return ""
     if re.fullmatch(r"[+-]?\d+(\.0*)?", text):
         return str(int(text.split(".")[0]))
-    if re.fullmatch(r"[+-]?\d*\.\d+", text):
-        return repr(float(text))
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", text):
+        number = float(text)
+        return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
     return text.lower() if text.lower() in ("true", "false") else text
 
 
 def canonical_codes(values: pd.Series) -> tuple[np.ndarray, list[str]]:
     """Return (codes, keys): the canonical spelling of cell i is keys[codes[i]]; each key stands once, in any order."""
-    raw_codes, raw = pd.factorize(values, use_na_sentinel=False)
+    try:
+        raw_codes, raw = pd.factorize(values, use_na_sentinel=False)
+    except TypeError:  # lists and dicts from JSON
+        raw_codes, raw = pd.factorize(values.map(str), use_na_sentinel=False)
     keys: dict[str, int] = {}
     code_of = np.array([keys.setdefault(canonical(value), len(keys)) for value in raw.tolist()], dtype=np.int64)
     return code_of[raw_codes] if len(code_of) else raw_codes, list(keys)
@@ -120,8 +124,7 @@ def to_days(values: pd.Series, form: str) -> np.ndarray:
             raise UserError(f"{_first(values, wrong)} is not a date in the form {form} of the training data.")
     dates = pd.DatetimeIndex(dates)
     dates = dates.tz_convert("UTC").tz_localize(None) if dates.tz is not None else dates
-    days = (dates - pd.Timestamp(0)) / pd.Timedelta(seconds=1) / DAY
-    return days.to_numpy(dtype=np.float64)
+    return np.where(dates.isna(), np.nan, dates.as_unit("us").asi8 / (DAY * 1e6))
 
 
 def _date_format(text: pd.Series) -> str:
@@ -131,6 +134,8 @@ def _date_format(text: pd.Series) -> str:
     if text.empty or not looks_like_date.all():
         return ""
     for form in DATE_FORMATS:
+        if form == "ISO8601" and not text.str.match(r"\d{4}-\d{2}-\d{2}").all():
+            continue  # the standard would take 1234-05 or 2020 10 for dates, too
         if all(
             pd.to_datetime(cells, format=form, errors="coerce", utc=True).notna().all() for cells in (text[:100], text)
         ):
@@ -156,7 +161,8 @@ def infer_kind(values: pd.Series, min_freq: int) -> tuple[str, str]:
     distinct = present.nunique()
     if distinct == 0 or (distinct == 1 and len(present) == len(text)):
         return "constant", "one value only" if distinct else "no values in the training rows"
-    if set(present.str.lower().unique()) <= set(BOOLEANS):
+    words = set(present.str.lower().unique())
+    if words <= set(BOOLEANS) and sorted(BOOLEANS[word] for word in words) == [0.0, 1.0]:
         return "boolean", ""
     numbers = pd.to_numeric(present, errors="coerce")
     if numbers.notna().all():
@@ -252,9 +258,10 @@ def _fit_date(values: pd.Series) -> dict:
 
 
 def _quantile_scale(numbers: np.ndarray, quantiles: list[float]) -> np.ndarray:
-    """Map numbers to a standard normal distribution by rank, as scikit-learn's QuantileTransformer does.
+    """Map numbers to a standard normal distribution by rank, after scikit-learn's QuantileTransformer.
 
-    Interpolating from both sides and averaging puts a value that fills several quantiles in their middle.
+    Interpolating from both sides and averaging puts a value that fills several quantiles in their middle. Beyond the
+    training values it stops at ±3.7, where scikit-learn stops at ±5.2.
     """
     grid, levels = np.asarray(quantiles), np.linspace(0, 1, len(quantiles))
     rank = 0.5 * (np.interp(numbers, grid, levels) - np.interp(-numbers, -grid[::-1], -levels[::-1]))
@@ -282,7 +289,9 @@ class TabularPreprocessor:
         for name in records:
             values = records[name]
             kind, why = (kinds[name], "as told") if name in kinds else infer_kind(values, min_freq)
-            state = {"kind": kind, "why": why}
+            # Whether its cells came as numbers: a text table must be read the same way at prediction
+            numeric = pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
+            state = {"kind": kind, "why": why, "numeric": numeric}
             if kind == "number":
                 state |= _fit_number(values, scaling)
             elif kind == "category":
@@ -345,11 +354,16 @@ class TabularPreprocessor:
         for name, state in self.used.items():
             if state["kind"] != "category":
                 for feature in self._numbers(frame[name], state):
-                    x[:, at] = feature
+                    with np.errstate(over="ignore"):  # refused below
+                        x[:, at] = feature
                     at += 1
         for name, state in self.categories.items():
             x[:, at] = self._codes(frame[name], state)
             at += 1
+        finite = np.isfinite(x)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            raise UserError(f"row {frame.index[row]}, column {self.feature_names[column]!r}: the number is too large.")
         return torch.from_numpy(x)
 
     def _check_columns(self, frame: pd.DataFrame) -> None:

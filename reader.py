@@ -1,5 +1,6 @@
 """Files → records: csv, tsv, jsonl and parquet, however they are written, as DataFrames."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -8,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from preprocessing import NULLS
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 HEAD = 1 << 20  # bytes read to find out how a file is written
+BLOCK = 1 << 20  # bytes of a text table in one piece
+LINES_IN_A_CELL = 200  # more than this is a quote that was left open
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,28 @@ def file_format(path: str | Path) -> str:
     return FORMATS[ending]
 
 
+def _is_packed(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def _open(path: str | Path):
     """Open a file for reading bytes, unpacking gzip whatever its name."""
+    return gzip.open(path, "rb") if _is_packed(path) else open(path, "rb")
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Turn what can be wrong with a file into a UserError that names it."""
     try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        return gzip.open(path, "rb") if packed else open(path, "rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+
+
+# ---------------------------------------------------------------- text tables
 
 
 def _encoding(path: str | Path, head: bytes) -> str:
@@ -60,19 +78,23 @@ def _encoding(path: str | Path, head: bytes) -> str:
     """
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with _open(path) as file:
+        for block in iter(lambda: file.read(HEAD), b""):
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError:
+                break
+        else:
+            return "utf-8"
+    if len(block) == HEAD:  # whole lines of it, so that no letter is cut
+        block = block[block.find(b"\n") + 1 : block.rfind(b"\n")]
     try:
-        with io.TextIOWrapper(_open(path), encoding="utf-8") as text:
-            while text.read(1 << 22):
-                pass
-        return "utf-8"
-    except UnicodeDecodeError:
-        pass
-    try:
-        letters = [c for c in head[: head.rfind(b"\n") + 1 or None].decode("cp949") if c > "\x7f"]
-        everyday = sum("가" <= c <= "힣" and len(c.encode("euc-kr", "ignore")) == 2 for c in letters)
-        return "cp949" if everyday > 0.5 * len(letters) else "latin-1"
+        letters = [c for c in block.decode("cp949") if c > "\x7f"]
     except UnicodeDecodeError:
         return "latin-1"
+    everyday = sum("가" <= c <= "힣" and len(c.encode("euc-kr", "ignore")) == 2 for c in letters)
+    return "cp949" if everyday > 0.5 * len(letters) else "latin-1"
 
 
 def _separator(sample: str) -> str:
@@ -88,77 +110,93 @@ def _separator(sample: str) -> str:
 
 def sniff(path: str | Path) -> Dialect:
     """Find out encoding, separator, decimal sign and header of a text table. Raises UserError for an unusable one."""
-    with _open(path) as file:
-        try:
+    csv.field_size_limit(HEAD)
+    with _reading(path):
+        with _open(path) as file:
             head = file.read(HEAD)
-        except (OSError, EOFError, gzip.BadGzipFile) as error:
-            raise UserError(f"{path}: cannot be unpacked ({error}).") from None
-    if not head.strip(b"\xef\xbb\xbf\xff\xfe\r\n\t \x00"):
-        raise UserError(f"{path}: the file is empty.")
-    encoding = _encoding(path, head)
-    text = head.decode(encoding, "ignore").lstrip("\ufeff")
-    if "\0" in text:
-        raise UserError(f"{path}: this is no text table (it holds zero bytes).")
-    whole_lines = text[: text.rfind("\n") + 1] if len(head) == HEAD else text
-    separator = _separator(whole_lines)
-    rows = (r for r in csv.reader(io.StringIO(whole_lines), delimiter=separator) if r)
-    raw_header = next(rows)
-    header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(raw_header)]
-    for i, name in enumerate(header):
-        if name in header[:i]:
-            raise UserError(f"{path}: column {name!r} is there twice: rename one of them.")
-    decimal = "."
-    if separator != ",":  # where a comma parts the fields it cannot part a number
-        cells = [cell for _, row in zip(range(1000), rows, strict=False) for cell in row]
-        if not any(re.fullmatch(r"\s*[+-]?\d*\.\d+\s*", c) for c in cells):
-            decimal = "," if any(re.fullmatch(r"\s*[+-]?\d*,\d+\s*", c) for c in cells) else "."
+        if not head.strip(b"\xef\xbb\xbf\xff\xfe\r\n\t \x00"):
+            raise UserError(f"{path}: the file is empty.")
+        encoding = _encoding(path, head)
+        text = head.decode(encoding, "ignore").lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        if "\0" in text:
+            raise UserError(f"{path}: this is no text table (it holds zero bytes).")
+        whole_lines = text[: text.rfind("\n") + 1] if len(head) == HEAD else text
+        separator = _separator(whole_lines)
+        rows = (r for r in csv.reader(io.StringIO(whole_lines), delimiter=separator) if r)
+        raw_header = next(rows)
+        header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(raw_header)]
+        for i, name in enumerate(header):
+            if name in header[:i]:
+                raise UserError(f"{path}: column {name!r} is there twice: rename one of them.")
+        decimal = "."
+        if separator != ",":  # where a comma parts the fields it cannot part a number
+            cells = [cell for _, row in zip(range(1000), rows, strict=False) for cell in row]
+            if not any(re.fullmatch(r"\s*[+-]?\d*\.\d+\s*", c) for c in cells):
+                decimal = "," if any(re.fullmatch(r"\s*[+-]?\d*,\d+\s*", c) for c in cells) else "."
     return Dialect(encoding, separator, decimal, raw_header, header)
 
 
-def _arrow_options(dialect: Dialect, column_types: dict, ragged: list, block_size: int) -> dict:
+class _Retype(Exception):
+    """A cell did not fit the type of its column, which has been made wider: read again."""
+
+
+@contextmanager
+def _arrow_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
+    """Open Arrow's streaming reader. Columns that `types` does not name get a type from the first block.
+
+    Inside, a row with too few or too many fields becomes a UserError. A cell that does not fit the type of its column
+    makes that type wider in `types` (whole number → number → text) and becomes a _Retype.
+    """
+    import pyarrow as pa
     import pyarrow.csv as arrow
 
-    return {
-        "read_options": arrow.ReadOptions(encoding=dialect.encoding, block_size=block_size),
+    ragged: list = []
+    options = {
+        "read_options": arrow.ReadOptions(encoding=dialect.encoding, block_size=BLOCK),
         "parse_options": arrow.ParseOptions(
             delimiter=dialect.separator,
             newlines_in_values=True,
             invalid_row_handler=lambda row: ragged.append(row) or "error",
         ),
         "convert_options": arrow.ConvertOptions(
-            decimal_point=dialect.decimal,
-            null_values=sorted(NULLS),
-            strings_can_be_null=True,
-            column_types=column_types,
-            true_values=["true", "True", "TRUE"],
-            false_values=["false", "False", "FALSE"],
+            decimal_point=dialect.decimal, null_values=sorted(NULLS), strings_can_be_null=True, column_types=types
         ),
     }
-
-
-def _arrow_batches(path: str | Path, dialect: Dialect, column_types: dict, block_size: int) -> Iterator:
-    """Yield Arrow record batches of a text table, one a block.
-
-    Raises UserError for a row that has too few or too many fields, pyarrow.ArrowInvalid for a cell that is not of
-    its column's type; types that `column_types` does not give are taken from the first block.
-    """
-    import pyarrow as pa
-    import pyarrow.csv as arrow
-
-    ragged: list = []
     try:
-        options = _arrow_options(dialect, column_types, ragged, block_size)
-        with _open(path) as file, arrow.open_csv(file, **options) as batches:
-            yield from batches
+        # Arrow's own file, not Python's: its threads may still be reading when an error ends the process
+        with _reading(path), pa.OSFile(str(path)) as raw:
+            file = pa.CompressedInputStream(raw, "gzip") if _is_packed(path) else raw
+            with arrow.open_csv(file, **options) as batches:
+                yield batches
     except pa.ArrowInvalid as error:
         if ragged:
             row, fields = _ragged_row(path, dialect)
             raise UserError(f"{path}: row {row} has {fields} fields, the header {len(dialect.header)}.") from None
-        if "conversion error" in str(error):
-            raise
-        raise UserError(f"{path}: cannot be read as a table: {error}.") from None
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: cannot be unpacked ({error}).") from None
+        misfit = re.search(r"CSV column #(\d+): .*conversion error", str(error))
+        if not misfit:
+            raise UserError(f"{path}: cannot be read as a table: {error} (Is a quote left open?)") from None
+        column = dialect.raw_header[int(misfit[1])]
+        types[column] = pa.float64() if pa.types.is_integer(types[column]) else pa.string()
+        raise _Retype from None
+
+
+def _csv_frames(path: str | Path, dialect: Dialect, types: dict) -> Iterator[pd.DataFrame]:
+    """Yield a text table in pieces of a block, its columns of the Arrow types that `types` gives by raw name."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    with _arrow_batches(path, dialect, types) as batches:
+        for batch in batches:
+            columns = {}
+            for name, column in zip(dialect.header, batch.columns, strict=True):
+                if pa.types.is_string(column.type):
+                    lines = pc.max(pc.count_substring(column, "\n")).as_py() or 0
+                    if lines > LINES_IN_A_CELL:
+                        raise UserError(f"{path}: a cell of column {name!r} has {lines} lines: a quote was left open.")
+                    if dialect.decimal == ",":
+                        column = pc.replace_substring_regex(column, r"^(\s*[+-]?\d*),(\d+\s*)$", r"\1.\2")
+                columns[name] = column.to_pandas()
+            yield pd.DataFrame(columns, copy=False)
 
 
 def _ragged_row(path: str | Path, dialect: Dialect) -> tuple[int, int]:
@@ -168,56 +206,57 @@ def _ragged_row(path: str | Path, dialect: Dialect) -> tuple[int, int]:
         return next(((i, len(row)) for i, row in enumerate(rows) if len(row) != len(dialect.header)), (0, 0))
 
 
-def _to_series(column) -> pd.Series:
-    """Turn an Arrow column into pandas. Dates stay text: they are read by our own rules, as at prediction."""
-    import pyarrow as pa
-
-    column = column.cast(pa.string()) if pa.types.is_temporal(column.type) else column
-    return column.to_pandas().copy()  # a copy is as large as its rows, an Arrow buffer up to twice that
-
-
 def _read_csv(path: str | Path) -> pd.DataFrame:
+    """Read a whole text table. Numbers are told from text, and nothing else: dates and words are read by the
+    preprocessor's own rules, the same here and at prediction."""
     import pyarrow as pa
-    import pyarrow.csv as arrow
 
     dialect = sniff(path)
-    try:
+    with _arrow_batches(path, dialect, {}) as batches:
+        first_guess = {field.name: field.type for field in batches.schema}
+    is_number = {name: pa.types.is_integer(t) or pa.types.is_floating(t) for name, t in first_guess.items()}
+    types = {name: t if is_number[name] else pa.string() for name, t in first_guess.items()}
+    while True:
         pieces: dict[str, list[pd.Series]] = {name: [] for name in dialect.header}
-        for batch in _arrow_batches(path, dialect, {}, 1 << 24):
-            for name, column in zip(dialect.header, batch.columns, strict=True):
-                pieces[name].append(_to_series(column))
-        columns = {name: pd.concat(pieces.pop(name), ignore_index=True) for name in dialect.header if pieces[name]}
-        pa.default_memory_pool().release_unused()
-        return pd.DataFrame(columns, copy=False)
-    except pa.ArrowInvalid:
-        pass  # a column turns from numbers to words further down: look at the whole file before deciding on types
-    with _open(path) as file:
-        table = arrow.read_csv(file, **_arrow_options(dialect, {}, [], 1 << 22))
-    return pd.DataFrame(
-        {name: _to_series(c) for name, c in zip(dialect.header, table.columns, strict=True)}, copy=False
-    )
+        try:
+            for frame in _csv_frames(path, dialect, types):
+                for name in dialect.header:
+                    pieces[name].append(frame[name].copy())  # as large as its rows; an Arrow buffer may be twice that
+            return pd.DataFrame({n: pd.concat(p, ignore_index=True) for n, p in _popping(pieces)}, copy=False)
+        except _Retype:
+            continue
+
+
+def _popping(pieces: dict) -> Iterator[tuple[str, list]]:
+    """Yield the items of a dict while emptying it, so that what has been used is not kept in memory."""
+    for name in list(pieces):
+        if parts := pieces.pop(name):
+            yield name, parts
 
 
 def _stream_csv(path: str | Path, numbers: set[str]) -> Iterator[pd.DataFrame]:
+    """Read a text table in pieces. A column in which a cell is no number goes on as text from there on: it is for the
+    preprocessor to name the row."""
     import pyarrow as pa
 
     dialect, done = sniff(path), 0
-    text = {raw: pa.string() for raw in dialect.raw_header}
-    typed = text | {
-        raw: pa.float64() for raw, name in zip(dialect.raw_header, dialect.header, strict=True) if name in numbers
-    }
-    for types in (typed, text):
+    names = zip(dialect.raw_header, dialect.header, strict=True)
+    types = {raw: pa.float64() if name in numbers else pa.string() for raw, name in names}
+    while True:
         skip = done
         try:
-            for batch in _arrow_batches(path, dialect, types, 1 << 22):
-                rows = batch.slice(min(skip, len(batch)))
-                skip -= len(batch) - len(rows)
-                done += len(rows)
-                if len(rows):
-                    yield rows.to_pandas().set_axis(dialect.header, axis=1)
+            for frame in _csv_frames(path, dialect, types):
+                rest = frame.iloc[min(skip, len(frame)) :]
+                skip -= len(frame) - len(rest)
+                done += len(rest)
+                if len(rest):
+                    yield rest
             return
-        except pa.ArrowInvalid:
-            pass  # a cell that is no number: read on as text, and let the preprocessor name its row and column
+        except _Retype:
+            continue
+
+
+# ---------------------------------------------------------------- json lines and parquet
 
 
 def _stream_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
@@ -228,7 +267,7 @@ def _stream_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
         columns.update(dict.fromkeys(key for record in records for key in record))
         return pd.DataFrame.from_records(records, columns=list(columns))
 
-    with _open(path) as file:
+    with _reading(path), _open(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -251,18 +290,18 @@ def _stream_parquet(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with _reading(path), parquet.ParquetFile(_open(path)) as file:
             for batch in file.iter_batches(batch_size=rows):
                 frame = batch.to_pandas()
                 yield frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except pa.ArrowInvalid as error:
         raise UserError(f"{path}: cannot be read as parquet: {error}.") from None
 
 
 def read_chunks(path: str | Path, *, numbers: set[str] = frozenset(), rows: int = 65_536) -> Iterator[pd.DataFrame]:
     """Read a csv, tsv, jsonl or parquet file in pieces of about `rows`, in constant memory.
 
-    numbers: columns of a text table to read as numbers, all others being text.
+    numbers: columns of a text table that training read as numbers; all others are read as text.
     The index counts the file's rows from 1. Raises UserError, naming the row, where the file cannot be read.
     """
     read = {

@@ -89,7 +89,10 @@ class Task:
             raise UserError(f"--loss {loss} is for regression; {kind} classification has cross-entropy.")
         counts = class_counts(targets)
         check_classes(counts, name, kind)
-        classes = sorted(map(_plain, counts), key=lambda c: (isinstance(c, str), c))
+        classes = [_plain(key) for key in counts]
+        if len({int if isinstance(c, float) else type(c) for c in classes}) > 1:
+            classes = list(counts)  # words and numbers, or booleans and numbers: a table's column has one type
+        classes = sorted(classes)
         balanced = [len(targets) / (len(counts) * counts[canonical(c)]) for c in classes] if class_weights else []
         loss = "binary_cross_entropy" if kind == "binary" else "cross_entropy"
         return cls(kind, name, classes, 0.0, 1.0, loss, balanced, label_smoothing)
@@ -136,11 +139,8 @@ class Task:
             targets = targets.repeat_interleave(logits.shape[1])
             logits = logits.flatten(0, 1)
         if self.kind == "multiclass":
-            weight = logits.new_tensor(self.class_weights) if self.class_weights else None
-            losses = F.cross_entropy(
-                logits, targets, weight=weight, label_smoothing=self.label_smoothing, reduction="none"
-            )
-            return losses.mean()
+            losses = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
+            return (losses * logits.new_tensor(self.class_weights)[targets] if self.class_weights else losses).mean()
         logits = logits.squeeze(1)
         if self.kind == "regression":
             return REGRESSION_LOSSES[self.loss_name](logits, targets)
@@ -204,9 +204,12 @@ class Task:
     def results(metrics) -> dict[str, float]:
         """Compute a collection. ROC AUC is the mean over the classes that the targets hold, NaN where they hold one:
         torchmetrics would count a class without targets as 0."""
+        values = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values = metrics.compute()
+            for name, metric in metrics.items(keep_base=True):
+                few = name == "r2" and int(metric.total) < 2  # one row has no variance to explain
+                values[name] = torch.tensor(torch.nan) if few else metric.compute()
         if "roc_auc" in values:
             present = torch.cat(metrics["roc_auc"].target).unique()
             each_class = (
@@ -231,7 +234,7 @@ class Task:
         if self.kind == "regression":
             return {"prediction": values[:, 0]}
         best = values.argmax(axis=1)
-        classes = np.array(self.classes, dtype=object if any(isinstance(c, str) for c in self.classes) else None)
+        classes = np.array(self.classes, dtype=object if isinstance(self.classes[0], str) else None)
         return {
             "prediction": classes[best],
             "probability": values[np.arange(len(values)), best],

@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,6 @@ SAVE_SECONDS_IN_EPOCH = 120.0  # long epochs are saved half-way too
 SHOW_SECONDS = 0.5  # between two looks of the progress bar
 SUM_DTYPES = {"mps": torch.float32}  # of sums of losses, where there is no float64
 CHECK_EVERY = 100  # steps between two looks at the loss on an accelerator, which would have to wait for each
-# What a scheduler has lived through, as opposed to how it is set
-PROGRESS = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter", "_last_lr")
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -56,8 +55,9 @@ def build_lr_scheduler(optimizer, config: TrainConfig, steps_per_epoch: int, hig
         case "StepLR":
             return schedulers.StepLR(optimizer, config.step_size, gamma)
         case "MultiStepLR":
-            milestones = config.milestones or (config.epochs // 2, config.epochs * 3 // 4)
-            return schedulers.MultiStepLR(optimizer, [m - config.warmup for m in milestones], gamma)
+            milestones = config.milestones or {max(1, config.epochs // 2), max(1, config.epochs * 3 // 4)}
+            after_warmup = [m - config.warmup for m in milestones if m > config.warmup]
+            return schedulers.MultiStepLR(optimizer, sorted(after_warmup), gamma)
         case "ExponentialLR":
             return schedulers.ExponentialLR(optimizer, gamma)
         case "CosineAnnealingLR":
@@ -80,14 +80,14 @@ def seed_all(seed: int, epoch: int) -> None:
 def _generator_state(device: torch.device) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        states[device.type] = getattr(torch, device.type).get_rng_state()
+        states[device.type] = getattr(torch, device.type).get_rng_state(device)
     return states
 
 
-def _set_generator_state(states: dict[str, Tensor]) -> None:
+def _set_generator_state(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
-    for name in states.keys() - {"cpu"}:
-        getattr(torch, name).set_rng_state(states[name])
+    if device.type in states and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(states[device.type], device)
 
 
 class Trainer:
@@ -151,7 +151,7 @@ class Trainer:
         for _ in range(self.position):  # going on inside an epoch: the same order, and the same draws from there on
             next(batches)
         if self._generator:
-            _set_generator_state(self._generator)
+            _set_generator_state(self._generator, self.device)
             self._generator = None
         self.finite_batches.fill_(self.position)
         for batch, (inputs, targets) in enumerate(batches, start=self.position):
@@ -214,6 +214,11 @@ class Trainer:
         """Judge the epoch, move the learning rate, save, and write the row of the history."""
         if not math.isfinite(val["loss"]):
             raise self._diverged(f"in validation after epoch {self.epoch + 1}")
+        if math.isnan(val[self.config.monitor]):
+            raise UserError(
+                f"--monitor {self.config.monitor} is not defined on this validation split (one class, or one row): "
+                "give another, such as loss."
+            )
         lr, samples, value = self.optimizer.param_groups[0]["lr"], self.samples, val[self.config.monitor]
         self.epoch, self.position, self.samples = self.epoch + 1, 0, 0
         self.loss_sum.zero_()
@@ -221,8 +226,7 @@ class Trainer:
         if value > self.best["value"] if self.higher_is_better else value < self.best["value"]:
             weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
             self.best = {"epoch": self.epoch, "value": value, "state_dict": weights}
-        if self.lr_scheduler and self.epoch > self.config.warmup and self.config.scheduler != "OneCycleLR":
-            self.lr_scheduler.step(*([value] if self.config.scheduler == "ReduceLROnPlateau" else []))
+        self._step_scheduler(self.epoch, value)
         row = {"epoch": self.epoch, "lr": lr, "seconds": 0.0, "samples_per_second": 0.0, "train/loss": train_loss}
         row |= {f"val/{name}": number for name, number in val.items()}
         self.history.append(row)
@@ -268,20 +272,21 @@ class Trainer:
     @contextmanager
     def _prepared(self, loader: DataLoader) -> Iterator[None]:
         """Have schedule, threads, signals, files and progress bar ready for as long as the loop runs."""
-        steps_per_epoch = math.ceil(len(loader) / self.config.accumulate)
+        self.batches = len(loader)
+        steps_per_epoch = math.ceil(self.batches / self.config.accumulate)
         self.warmup_steps = 0 if self.config.scheduler == "OneCycleLR" else self.config.warmup * steps_per_epoch
         self.lr_scheduler = build_lr_scheduler(self.optimizer, self.config, steps_per_epoch, self.higher_is_better)
         if self._resumed:
-            self._restore(self._resumed)
+            self._restore(self._resumed, self.batches)
         threads = torch.get_num_threads()
         if self.device.type == "cpu":
             self.threads = self.threads or self._choose_threads(loader, threads)
             torch.set_num_threads(self.threads)
-        handlers = self._catch_signals()
-        self.progress = Progress(self, len(loader.dataset))
-        self._saved_at = time.monotonic()
         if self.out:
             self._open_files()
+        self.progress = Progress(self, len(loader.dataset))
+        self._saved_at = time.monotonic()
+        handlers = self._catch_signals()
         try:
             yield
         finally:
@@ -291,6 +296,7 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             torch.set_num_threads(threads)
+            self._interrupted = ""  # one that came in the last save is late: the run is done
 
     def _choose_threads(self, loader: DataLoader, available: int) -> int:
         """One thread for small networks, all for large ones, by the multiply-adds of a step.
@@ -336,6 +342,7 @@ class Trainer:
         """Write best.pt, if there is a better one, and last.pt, which holds the best weights as well."""
         if not self.out:
             return
+        self._stop_if_not_finite()
         if self._saved_best != self.best["epoch"]:
             self.pipeline.save(self.out / "best.pt", state_dict=self.best["state_dict"])
             self._saved_best = self.best["epoch"]
@@ -346,10 +353,13 @@ class Trainer:
             "samples": self.samples,
             "loss_sum": self.loss_sum.item(),
             "generator": _generator_state(self.device),
-            "optimizer_name": self.config.optimizer,
             "optimizer": self.optimizer.state_dict(),
-            "lr": self.config.lr,
-            "lr_scheduler": {k: getattr(self.lr_scheduler, k) for k in PROGRESS if hasattr(self.lr_scheduler, k)},
+            "flags": {
+                "optimizer": self.config.optimizer,
+                "monitor": self.config.monitor,
+                "accumulate": self.config.accumulate,
+                "batches": self.batches,
+            },
             "threads": self.threads,
             "history": self.history,
             "best": self.best,
@@ -360,32 +370,45 @@ class Trainer:
     def resume(self, training: dict) -> None:
         """Go on, at the next `fit`, from the `training` part of a last.pt whose weights the model has.
 
-        Raises UserError where it belongs to another optimizer.
+        Raises UserError where it belongs to another optimizer or monitor, which cannot take it over.
         """
-        if training["optimizer_name"] != self.config.optimizer:
-            raise UserError(
-                f"--optimizer {self.config.optimizer}: the run was begun with {training['optimizer_name']}, whose "
-                "state it cannot take over. Begin a new run."
-            )
+        for name in ("optimizer", "monitor"):
+            typed, before = getattr(self.config, name), training["flags"][name]
+            if typed != before:
+                raise UserError(f"--{name} {typed}: the run was begun with {before}. Keep that, or begin a new run.")
         self._resumed = training
 
-    def _restore(self, state: dict) -> None:
-        """Take over a saved state. What a flag set anew since then (--lr, --epochs, --gamma …) stays as typed."""
-        if self.lr_scheduler:
-            self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **state["lr_scheduler"]})
-        moved = ("params", "lr", "betas", "momentum")  # by schedules; the rest of a group is how it is set
-        typed = [{k: v for k, v in group.items() if k not in moved} for group in self.optimizer.param_groups]
+    def _restore(self, state: dict, batches: int) -> None:
+        """Take over a saved state. The schedule is gone through again, as the flags are now: typed ones win."""
+        batching = {"accumulate": self.config.accumulate, "batches": batches}
+        if state["position"] and any(state["flags"][name] != now for name, now in batching.items()):
+            raise UserError(
+                "--batch-size and --accumulate cannot change in the middle of an epoch, which is where this run "
+                "stopped: resume without them."
+            )
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, settings in zip(self.optimizer.param_groups, typed, strict=True):
-            group.update(settings)
-            group["lr"] *= self.config.lr / state["lr"]  # where the schedule was, on the scale of now
+        for group, typed in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(typed)
         self.epoch, self.position, self.steps = state["epoch"], state["position"], state["steps"]
         self.samples, self.history, self.best = state["samples"], list(state["history"]), state["best"]
         self.loss_sum.fill_(state["loss_sum"])
         self.threads = self.config.threads or state["threads"]
         if self.position:
             self._generator = state["generator"]
+        with warnings.catch_warnings():  # of torch, that no step of the optimizer came before
+            warnings.simplefilter("ignore")
+            if self.config.scheduler == "OneCycleLR" and self.steps:
+                self.lr_scheduler.last_epoch = self.steps - 1  # its rate is a function of the step alone
+                self.lr_scheduler.step()
+            for row in self.history:
+                self._step_scheduler(row["epoch"], row[f"val/{self.config.monitor}"])
         self._resumed = None
+
+    def _step_scheduler(self, epoch: int, value: float) -> None:
+        """Move the schedules that move by the epoch, once `epoch` epochs are done, the warm-up among them."""
+        if self.lr_scheduler and self.config.scheduler != "OneCycleLR" and epoch > self.config.warmup:
+            self.lr_scheduler.step(*([value] if self.config.scheduler == "ReduceLROnPlateau" else []))
 
     def _open_files(self) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -6,8 +6,6 @@ A csv of 20 numbers a row, from 10,000 to 1,000,000 rows, beside the plain way: 
 table at once, DataFrame.to_csv, in a process of its own with the same imports.
 """
 
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,22 +15,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-PLAIN = """
-import sys; sys.path.insert(0, {root!r})
-import pandas as pd
-from pipeline import Pipeline
-Pipeline.load(sys.argv[2]).predict(pd.read_csv(sys.argv[4])).to_csv(sys.argv[6], index=False)
-"""
+OURS = "import predict, errors; sys.argv[0] = 'predict.py'; "
+OURS += "predict.predict(errors.parse_flags(predict.Options, description=''))"
+PLAIN = """import pandas as pd; from pipeline import Pipeline
+Pipeline.load(sys.argv[2]).predict(pd.read_csv(sys.argv[4])).to_csv(sys.argv[6], index=False)"""
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Return (seconds, peak MB) of a process."""
+def measure(code: str, arguments: list[str]) -> tuple[float, float]:
+    """Run code in a process of its own; return (seconds of the process, its peak MB)."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}\nprint(open('/proc/self/status').read())"
     started = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{command} failed")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    return seconds, int(done.stdout.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:
@@ -63,12 +58,11 @@ def main() -> None:
                 f"{folder}/out.csv",
             ]
             cells = [f"{rows:>9,}"]
-            for command in ([str(ROOT / "predict.py")], ["-c", PLAIN.format(root=str(ROOT))]):
-                seconds, memory = measure([sys.executable, *command, *files])
+            for code in (OURS, PLAIN):
+                seconds, memory = measure(code, files)
                 assert sum(1 for _ in open(f"{folder}/out.csv")) == rows + 1
                 cells.append(f"{seconds:5.1f} s {rows / seconds:9,.0f} rows/s {memory:6.0f} MB")
             print("  ".join(cells))
-    print(f"(this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB)")
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def test_predict_refuses_in_one_line(runs, tmp_path):
         "missing.csv": ["missing.csv", "column 'age' is missing", "Did you mean 'Age'"],
         "wrong.csv": ["wrong.csv", "row 17, column 'age': 'old'"],
         "empty.csv": ["the file is empty"],
-        "absent.csv": ["absent.csv", "No such file"],
+        "absent.csv": ["absent.csv: no such file"],
     }.items():
         result = command("predict.py", "--checkpoint", checkpoint, "--input", name, "--output", "out.csv", cwd=tmp_path)
         assert_refused(result, *words)

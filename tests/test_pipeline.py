@@ -118,7 +118,8 @@ def test_bad_checkpoints_are_refused_without_running_anything(runs, tmp_path):
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "RAN")))
     resave(runs["binary"].out / "best.pt", tmp_path / "newer.pt", lambda state: state.update(format=99))
     expected = {
-        "truncated": "truncated", "empty": "truncated", "text": "no checkpoint", "foreign": "no checkpoint of this project",
+        "truncated": "truncated", "empty": "truncated", "text": "no checkpoint",
+        "foreign": "no checkpoint of this project",
         "evil": "refused", "pickle": "refused", "newer": "format 99 is newer", "absent": "no such checkpoint",
     }  # fmt: skip
     for name, words in expected.items():

@@ -199,3 +199,22 @@ def test_rows_do_not_depend_on_their_neighbours(seed, size):
     shuffled = records.sample(frac=1, random_state=seed)[records.columns[::-1]]
     assert torch.equal(whole, parts)
     assert torch.equal(fitted(shuffled), whole[shuffled.index.to_numpy()])
+
+
+def test_codes_are_not_taken_for_dates_or_booleans():
+    assert infer_kind(pd.Series(["1234-05", "1500-02", "1000-10"] * 20), 3)[0] == "category"
+    assert infer_kind(pd.Series(["F", "N"] * 30), 3)[0] == "category"
+    assert infer_kind(pd.Series(["T", "F"] * 30), 3)[0] == "boolean"
+    ages = fit({"day": [f"{1000 + i}-01-02" for i in range(40)]})
+    assert torch.isfinite(ages([{"day": "9999-12-31"}])).all()
+
+
+def test_a_number_too_large_for_the_network_is_named():
+    fitted = fit({"a": [1.0, 2.0, 3.0]})
+    with pytest.raises(UserError, match="row 2, column 'a': the number is too large"):
+        fitted([{"a": 1}, {"a": 1e300}])
+
+
+def test_cells_that_hold_lists_are_categories_like_others():
+    values = [["a"], ["b"], {"c": 1}] * 10
+    assert fit({"x": values}, kinds={"x": "category"})([{"x": ["a"]}]).tolist() != [[0.0]]

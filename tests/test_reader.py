@@ -115,7 +115,7 @@ def test_unusable_text_is_named(tmp_path, text, message):
         ("t.jsonl", b"[1, 2]\n", "line 1 is no JSON object"),
         ("t.parquet", b"PAR1 nothing", "cannot be read as parquet"),
         ("t.xlsx", b"PK", "must end in one of"),
-        ("t.csv", b"\x1f\x8b broken", "cannot be unpacked"),
+        ("t.csv", b"\x1f\x8b broken", "cannot be read"),
         ("t.csv", bytes(range(256)) * 9, "no text table"),
     ],
 )
@@ -159,3 +159,59 @@ def test_every_way_of_reading_gives_the_same_tensor(tmp_path):
     others = streamed, frame, read_table(tmp_path / "t.parquet"), read_table(tmp_path / "dates.parquet")
     for other in (*others, frame.to_dict("records")):
         assert (fitted(other) == x).all()
+
+
+def test_cells_are_told_alike_in_training_and_prediction(tmp_path):
+    """Times, exponents, timestamps, decimal commas, in columns that are categories or whole targets."""
+    frame = pd.DataFrame(
+        {
+            "slot": ["08:00", "12:30", "18:45"] * 20,
+            "stamp": ["2024-01-01T00:00:00", "2024-01-02T10:00:00", "2024-01-03T00:30:00"] * 20,
+            "code": ["1e3", "2e3", "5"] * 20,
+            "price": ["0,5", "1,25", "7"] * 20,
+        }
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False, sep=";")
+    whole = read_table(tmp_path / "t.csv")
+    kinds = dict.fromkeys(frame, "category")
+    fitted = TabularPreprocessor.fit(whole, kinds=kinds, scaling="standard", min_freq=3)
+    numbers = {name for name, state in fitted.columns.items() if state["numeric"]}
+    assert numbers == {"code", "price"}
+    streamed = fitted(pd.concat(read_chunks(tmp_path / "t.csv", numbers=numbers)))
+    assert (streamed == fitted(whole)).all() and not fitted.count_unknown(streamed)
+    assert fitted.columns["price"]["values"] == ["0.5", "1.25", "7"]
+
+
+def test_korean_that_begins_late(tmp_path):
+    lines = [f"{i},plain words" for i in range(100_000)] + [f"{i},한국어 문장" for i in range(100)]
+    (tmp_path / "t.csv").write_bytes(("n,w\n" + "\n".join(lines) + "\n").encode("cp949"))
+    assert read_table(tmp_path / "t.csv")["w"].iloc[-1] == "한국어 문장"
+
+
+def test_a_quote_left_open_is_not_swallowed(tmp_path):
+    lines = [f"{i},fine" for i in range(50)] + ['50,"never closed'] + [f"{i},fine" for i in range(51, 2000)]
+    (tmp_path / "t.csv").write_text("n,w\n" + "\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="quote was left open"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_damaged_and_odd_files(tmp_path):
+    packed = gzip.compress(FRAME.to_csv(index=False).encode() * 1)
+    (tmp_path / "cut.csv.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match=r"cut\.csv\.gz: cannot be read"):
+        read_table(tmp_path / "cut.csv.gz")
+    FRAME.to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet.gz").write_bytes(gzip.compress((tmp_path / "t.parquet").read_bytes()))
+    assert len(read_table(tmp_path / "t.parquet.gz")) == 20
+    (tmp_path / "mac.csv").write_bytes(b"a,b\r1,x\r2,y\r")
+    assert read_table(tmp_path / "mac.csv")["b"].tolist() == ["x", "y"]
+    (tmp_path / "long.csv").write_text("a,b\n1," + "x" * 300_000 + "\n2,y\n")
+    assert read_table(tmp_path / "long.csv")["b"].str.len().tolist() == [300_000, 1]
+
+
+def test_a_bad_cell_in_a_decimal_comma_file_is_the_one_named(tmp_path):
+    cells = [f"{i},5" for i in range(60)]
+    cells[16] = "abc"
+    (tmp_path / "t.csv").write_text("n;w\n" + "\n".join(f"{c};x" for c in cells) + "\n")
+    frame = pd.concat(read_chunks(tmp_path / "t.csv", numbers={"n"}))
+    assert frame["n"].iloc[[0, 16, 59]].tolist() == ["0.5", "abc", "59.5"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_every_scheduler_goes_on_where_it_was(tmp_path, monkeypatch, scheduler):
 
 def test_the_generator_state_is_part_of_it(tmp_path, monkeypatch):
     """The test above must be able to fail: without the saved state, dropout draws anew and the weights differ."""
-    monkeypatch.setattr(trainer_module, "_set_generator_state", lambda states: torch.manual_seed(1))
+    monkeypatch.setattr(trainer_module, "_set_generator_state", lambda states, device: torch.manual_seed(1))
     interrupted_run(tmp_path / "a", "step", 7, monkeypatch, epochs=2)
     quick_run(tmp_path / "b", table_for("binary"), data=DataConfig(target="binary", batch_size=16), epochs=2)
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
@@ -177,6 +178,31 @@ def test_typed_flags_win(tmp_path, table):
     assert config["training"]["epochs"] == 4 and config["data"]["target"] == "binary"
 
 
+@pytest.mark.parametrize("scheduler", ["CosineAnnealingLR", "StepLR", "OneCycleLR", "ReduceLROnPlateau"])
+def test_typed_flags_change_the_whole_schedule(tmp_path, scheduler):
+    """After --resume --epochs 8 --lr … the rates are those that a run with these flags has at these epochs."""
+    table = table_for("binary")
+    options = {"scheduler": scheduler, "step_size": 3, "patience": 0}
+    quick_run(tmp_path / "a", table, epochs=4, **options)
+    config = resume_config(str(tmp_path / "a" / "last.pt"))
+    longer = replace(config.training, epochs=8, lr=0.02)
+    resumed = train(config.data, config.model, longer, table=table)
+    whole = quick_run(tmp_path / "b", table, epochs=8, lr=0.02, **options)
+    assert resumed.history["lr"][4:].tolist() == whole.history["lr"][4:].tolist()
+
+
+def test_batches_do_not_change_inside_an_epoch(tmp_path, monkeypatch):
+    """A position counts batches: with others it would be another place."""
+    monkeypatch.setattr(Trainer, "_between_steps", lambda self: self._stop_if_interrupted())
+    method = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, *a: (os.kill(os.getpid(), signal.SIGINT), method(self, *a)))
+    with pytest.raises(KeyboardInterrupt):
+        quick_run(tmp_path / "a", table_for("binary"))
+    config = resume_config(str(tmp_path / "a" / "last.pt"))
+    with pytest.raises(UserError, match="--batch-size and --accumulate cannot change in the middle"):
+        train(replace(config.data, batch_size=100), config.model, config.training, table=table_for("binary"))
+
+
 def test_a_finished_run_resumes_to_the_same(tmp_path, table):
     flags = ["--data", table, "--target", "binary", "--epochs", 2, "--out", tmp_path / "run"]
     assert command("train.py", *flags).returncode == 0
@@ -192,6 +218,7 @@ def test_another_run_is_not_taken_over(tmp_path, table):
     assert_refused(command("train.py", "--resume", last, "--hidden", 7), "network", "begin a new run")
     assert_refused(command("train.py", "--resume", last, "--seed", 5), "data", "begin a new run")
     assert_refused(command("train.py", "--resume", last, "--optimizer", "SGD"), "--optimizer SGD", "Adam")
+    assert_refused(command("train.py", "--resume", last, "--monitor", "f1"), "--monitor f1", "loss")
     assert_refused(command("train.py", "--resume", tmp_path / "run" / "best.pt"), "no state of training")
     assert_refused(command("train.py", "--resume", tmp_path / "no.pt"), "no such checkpoint")
     assert_refused(command("train.py", *flags), "holds a run already", "--resume")

@@ -181,3 +181,23 @@ def test_regression_answers_are_in_the_units_of_the_data():
 def test_impossible_tasks(targets, options, message):
     with pytest.raises(UserError, match=message):
         Task.fit(pd.Series(targets, name="y"), **options)
+
+
+def test_classes_of_different_types_become_words():
+    task = Task.fit(pd.Series([True, False, 2] * 3, dtype=object, name="y"))
+    assert task.classes == ["2", "false", "true"]
+    assert set(task.columns(torch.randn(9, 3))["prediction"]) <= set(task.classes)
+    assert Task.fit(pd.Series(["1", "2", "unknown"] * 3)).classes == ["1", "2", "unknown"]
+
+
+def test_r2_of_one_row_is_no_number():
+    measured = make_task("regression").measure(torch.zeros(1, 1), torch.zeros(1))
+    assert np.isnan(measured["r2"]) and measured["rmse"] == 0
+
+
+def test_smoothed_and_weighted_loss_is_the_weighted_smoothed_loss():
+    targets = pd.Series(["a"] * 6 + ["b"] * 3 + ["c"])
+    task = Task.fit(targets, class_weights=True, label_smoothing=0.2)
+    logits, labels = torch.randn(10, 3), task.encode(targets)
+    each = F.cross_entropy(logits, labels, label_smoothing=0.2, reduction="none")
+    assert torch.allclose(task.loss(logits, labels), (each * torch.tensor(task.class_weights)[labels]).mean())

@@ -332,3 +332,20 @@ def test_a_network_that_asks_for_what_the_data_do_not_have():
             build_model("words", FACTS | {"out_features": 1})
     finally:
         del MODELS["words"]
+
+
+def test_a_monitor_that_is_no_number_is_refused():
+    trainer = make_trainer(monitor="roc_auc")
+    x, _ = make_inputs(20, "binary")
+    with pytest.raises(UserError, match="--monitor roc_auc is not defined"):
+        trainer.fit(loaders()[0], make_loader(x, torch.zeros(20), 20, shuffle=False))
+
+
+def test_few_epochs_do_not_begin_with_a_drop():
+    assert make_trainer(scheduler="MultiStepLR", epochs=1, lr=0.5).fit(*loaders())[0]["lr"] == 0.5
+
+
+def test_a_notebooks_own_frame(tmp_path):
+    table = table_for("binary").rename(columns={"age": 7})
+    table.index = pd.MultiIndex.from_arrays([range(240), range(240)])
+    assert len(quick_run(tmp_path / "run", table).predictions) == 36
