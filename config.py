@@ -11,7 +11,8 @@ from typing import Literal
 
 from errors import UserError, did_you_mean
 
-BUNDLED = ("breast_cancer", "wine", "diabetes")
+BUNDLED = ("breast_cancer", "wine", "diabetes", "digits")
+TABLE = "(a DataFrame)"  # in place of a file's name, where `train` was given one
 COLUMN_KINDS = ("number", "category", "boolean", "date", "drop")
 
 
@@ -23,7 +24,7 @@ def _check(condition: bool, message: str) -> None:
 def model_names() -> list[str]:
     """The names in MODELS of model.py, read as text: asking model.py itself would import torch."""
     source = Path(__file__).with_name("model.py").read_text(encoding="utf-8")
-    return re.findall(r'"(\w+)"(?:: [A-Z]|\] = [A-Z])', source)
+    return re.findall(r'"(\w+)"(?:: |\] = )', source[source.index("\nMODELS = ") :])
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,12 @@ class DataConfig:
     """what to learn from, and what to learn"""
 
     data: str = "breast_cancer"
-    """A csv, tsv or parquet file (also .gz), or a bundled example: breast_cancer, wine, diabetes."""
+    """A csv, tsv, jsonl or parquet file (also .gz), a folder of images (<class>/*, or train, val and test of these), or a
+    bundled example: breast_cancer, wine, diabetes, digits."""
     target: str = ""
-    """The column to predict. Bundled examples know theirs."""
+    """The column to predict. Bundled examples and folders of images know theirs."""
+    image: str = ""
+    """The column of a table that holds paths of images, from the table's folder."""
     task: Literal["auto", "binary", "multiclass", "regression"] = "auto"
     """The kind of problem; auto tells it from the target's values."""
     columns: tuple[str, ...] = ()
@@ -56,6 +60,14 @@ class DataConfig:
     """Numbers: to mean 0 and deviation 1, to a normal distribution by rank, or as they are."""
     min_freq: int = 3
     """Categories seen in fewer training rows than this share the code of unknown ones."""
+    image_size: int = 0
+    """Pixels of an image's side for the network; 0 = chosen from the training images, 128 at most."""
+    augment: Literal["none", "light", "standard", "strong"] = "standard"
+    """Random changes of training images: light crops and flips, standard turns, zooms and tints as well."""
+    flip: Literal["auto", "on", "off"] = "auto"
+    """Mirror training images at random; auto: unless that makes them look like another class."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read in place of stopping."""
     batch_size: int = 0
     """Rows per step; 0 = chosen from the number of training rows."""
 
@@ -65,6 +77,7 @@ class DataConfig:
             _check(0 < value < 1, f"--{name.replace('_', '-')} is a share of the rows between 0 and 1, not {value}.")
         _check(self.val_split + self.test_split < 1, "--val-split and --test-split together leave no rows to train on.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
+        _check(self.image_size == 0 or self.image_size >= 4, f"--image-size is 4 or more, not {self.image_size}.")
         _check(self.min_freq >= 1, f"--min-freq is a count of rows, 1 or more, not {self.min_freq}.")
         _check(
             self.batch_size == 0 or self.batch_size >= 2,
@@ -85,9 +98,10 @@ class DataConfig:
     def check_files(self) -> None:
         """Raise UserError where a file named by a flag does not exist."""
         for flag, path in (("--data", self.data), ("--val-data", self.val_data), ("--test-data", self.test_data)):
-            if not path or (flag == "--data" and path in BUNDLED) or Path(path).is_file():
+            if path == TABLE:
+                raise UserError("that run was given a DataFrame: resume it in Python, train(…, table=the same one).")
+            if not path or (flag == "--data" and path in BUNDLED) or Path(path).exists():
                 continue
-            _check(not Path(path).is_dir(), f"{flag} {path} is a folder; a csv, tsv or parquet file is needed.")
             folder = Path(path).parent
             names = [str(folder / p.name) for p in sorted(folder.iterdir())] if folder.is_dir() else []
             raise UserError(f"{flag} {path}: no such file.{did_you_mean(path, names or BUNDLED)}")
@@ -98,9 +112,9 @@ class ModelConfig:
     """the network"""
 
     model: str = "auto"
-    """A name in MODELS of model.py; auto takes the one for the kind of data: mlp for tables."""
-    hidden: tuple[int, ...] = (128, 64)
-    """Widths of the hidden layers."""
+    """A name in MODELS of model.py; auto takes the one for the kind of data: mlp for tables, cnn for images."""
+    hidden: tuple[int, ...] = ()
+    """Widths of the hidden layers, or channels of a cnn's stages; none given = 128 64 for mlp, 32 64 128 for cnn."""
     activation: Literal["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"] = "relu"
     """What follows each hidden layer."""
     batch_norm: bool = True
@@ -163,6 +177,8 @@ class TrainConfig:
     """CosineAnnealingLR, ReduceLROnPlateau: the lowest learning rate."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
+    amp: bool = False
+    """Train in bfloat16 where that is safe: faster on GPUs and on CPUs with AMX, slower on others."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0 = no limit."""
     monitor: str = "loss"

@@ -1,8 +1,10 @@
 """Records → train, validation and test splits → batches."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from augmentation import Augmentation
 from config import BUNDLED, DataConfig
 from errors import UserError, did_you_mean, naming
-from preprocessing import DATE_FORMATS, TabularPreprocessor, canonical_codes, to_days
+from images import FILE, LABEL, ImagePreprocessor, PixelCache, digits_folder, read_class_folders, resolve_paths
+from preprocessing import DATE_FORMATS, TabularPreprocessor, canonical_codes, rows_per_pass, to_days
 from reader import read_table
 from task import Task, check_classes, class_counts, infer_kind
-
-EVAL_BATCH = 8192  # rows per forward pass where no gradient is kept
 
 
 def load_bundled(name: str) -> tuple[pd.DataFrame, str]:
@@ -44,7 +46,8 @@ class Splits:
     test: pd.DataFrame
     target: str
     kind: str
-    sources: tuple[str, str, str]  # where the records of each split come from
+    image: str  # the column that holds images, "" for a table
+    sources: list[str]  # where the records of each split come from
     notes: list[str]
 
 
@@ -54,41 +57,28 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     Raises UserError for every kind of bad data, naming file, row or column.
     """
     notes: list[str] = []
-    target, source = config.target, config.data
-    if table is not None:
-        source = "table"
-        table = table.set_axis([str(name) for name in table.columns], axis=1)
-        if isinstance(table.index, pd.MultiIndex):
-            table = table.reset_index(drop=True)
-    elif config.data in BUNDLED:
-        table, usual_target = load_bundled(config.data)
-        target = target or usual_target
-    else:
-        config.check_files()
-        table = read_table(config.data)
-    _check_columns(table, config, target, source)
-    for name in table:
-        if name != target and config.column_kinds().get(name) != "drop" and table[name].isna().all():
+    tables, sources, target, image = _read_all(config, table, notes)
+    for part, source in zip(tables, sources, strict=True):
+        if part is not None:
+            _check_columns(part, config, target, source)
+    first = tables[0]
+    for name in first:
+        if name != target and config.column_kinds().get(name) != "drop" and first[name].isna().all():
             raise UserError(
-                f"{source}: column {name!r} has no value in any row: leave it out with --columns {name}=drop."
+                f"{sources[0]}: column {name!r} has no value in any row: leave it out with --columns {name}=drop."
             )
-    parts = [_usable(table, target, config, notes, source)]
-    for path in (config.val_data, config.test_data):
-        if path:
-            given = read_table(path)
-            _check_columns(given, config, target, path)
-            missing = [c for c in parts[0] if c not in given]
+    for i in (1, 2):
+        if tables[i] is not None:
+            missing = [c for c in first if c not in tables[i]]
             if missing:
-                raise UserError(f"{path}: column {missing[0]!r} is missing.{did_you_mean(missing[0], given.columns)}")
-            parts.append(_usable(given[parts[0].columns], target, config, notes, path))
-    table, given = parts.pop(0), iter(parts)
+                hint = did_you_mean(missing[0], tables[i].columns)
+                raise UserError(f"{sources[i]}: column {missing[0]!r} is missing.{hint}")
+            tables[i] = _usable(tables[i][first.columns], target, config, notes, sources[i])
+    del first
+    tables[0] = _usable(tables[0], target, config, notes, sources[0])
+    test, val, table = tables.pop(), tables.pop(), tables.pop()
     kind = infer_kind(table[target]) if config.task == "auto" else config.task
-    val = next(given) if config.val_data else None
-    test = next(given) if config.test_data else None
-    shares = {
-        "val": 0.0 if config.val_data else config.val_split,
-        "test": 0.0 if config.test_data else config.test_split,
-    }
+    shares = {"val": config.val_split if val is None else 0.0, "test": config.test_split if test is None else 0.0}
     train_rows, val_rows, test_rows = split_rows(table, target, kind, config, shares, seed)
     # Rearranged column by column, a large table is not in memory twice; slices of it are then free.
     table, order = table.copy(deep=False), np.concatenate([train_rows, val_rows, test_rows])
@@ -102,9 +92,47 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
         test=table.iloc[ends[1] :] if test is None else test,
         target=target,
         kind=kind,
-        sources=(source, config.val_data or source, config.test_data or source),
+        image=image,
+        sources=sources,
         notes=notes,
     )
+
+
+def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
+    """Read what the flags name: ([all or train records, validation or None, test or None], their names, the target,
+    the column of images or "")."""
+    if table is not None:
+        table = table.set_axis([str(name) for name in table.columns], axis=1)
+        table = table.reset_index(drop=True) if isinstance(table.index, pd.MultiIndex) else table
+        paths, target, image = ["table", config.val_data, config.test_data], config.target, config.image
+    else:
+        config.check_files()
+        main = str(digits_folder()) if config.data == "digits" else config.data
+        paths, target, image = [main, config.val_data, config.test_data], config.target, config.image
+        if config.data in BUNDLED and config.data != "digits":
+            table, usual = load_bundled(config.data)
+            target = target or usual
+        elif Path(main).is_dir():
+            target, image = LABEL, FILE
+            if (Path(main) / "train").is_dir():
+                given = [str(p) if (p := Path(main) / part).is_dir() else "" for part in ("train", "val", "test")]
+                paths = [given[0], paths[1] or given[1], paths[2] or given[2]]
+
+    def read(path: str) -> pd.DataFrame:
+        if Path(path).is_dir():
+            return read_class_folders(path, notes)
+        records = read_table(path)
+        return resolve_paths(records, image, path) if image else records
+
+    tables = [read(paths[0]) if table is None else table, *(read(p) if p else None for p in paths[1:])]
+    if image:
+        kept = [c for c in dict.fromkeys((image, target, config.group, config.time)) if c]
+        others = [c for c in tables[0] if c not in kept]
+        if others:
+            notes.append(f"beside the images left out: {', '.join(others)}")
+            tables = [t if t is None else t[[c for c in t if c in kept]] for t in tables]
+    names = [config.data if table is None or config.data in BUNDLED else "table", *paths[1:]]
+    return tables, [name or names[0] for name in names], target, image
 
 
 def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source: str) -> None:
@@ -113,11 +141,13 @@ def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source:
         raise UserError(f"--target is needed: which column of {source} is to be predicted?{did_you_mean('', names)}")
     if table.columns.has_duplicates:
         raise UserError(f"{source}: column {table.columns[table.columns.duplicated()][0]!r} is there twice.")
-    wanted = {"--target": [target], "--group": [config.group], "--time": [config.time]}
+    wanted = {"--target": [target], "--image": [config.image], "--group": [config.group], "--time": [config.time]}
     for flag, columns in {**wanted, "--columns": list(config.column_kinds())}.items():
         for name in columns:
             if name and name not in names:
                 raise UserError(f"{flag} {name}: no such column in {source}.{did_you_mean(name, names)}")
+    if target in config.column_kinds():
+        raise UserError(f"--columns {target}=…: {target} is the target; its kind is given with --task.")
     for flag, name in (("--group", config.group), ("--time", config.time)):
         if name == target:
             raise UserError(f"{flag} {name} is the target: it cannot split the rows as well.")
@@ -275,27 +305,57 @@ def _as_is(batch):
     return batch
 
 
-def make_loader(inputs: Tensor, targets: Tensor, batch_size: int, *, shuffle: bool) -> DataLoader:
-    """Return a DataLoader of (inputs, targets) batches over tensors in memory."""
+def make_loader(inputs: Tensor, targets: Tensor, batch_size: int, *, shuffle: bool, finish=_as_is) -> DataLoader:
+    """Return a DataLoader of (inputs, targets) batches over tensors in memory, each batch passed through `finish`."""
     sampler = BatchIndices(len(targets), batch_size, shuffle=shuffle)
-    return DataLoader(TensorBatches(inputs, targets), batch_sampler=sampler, collate_fn=_as_is)
+    return DataLoader(TensorBatches(inputs, targets), batch_sampler=sampler, collate_fn=finish)
+
+
+def choose_batch_size(rows: int) -> int:
+    """Return about a twentieth of the training rows, between 32 and 1024."""
+    return min(1024, max(32, 2 ** round(math.log2(max(1, rows / 20)))))
 
 
 def make_loaders(
     splits: Splits, preprocessor: TabularPreprocessor, task: Task, batch_size: int
 ) -> tuple[DataLoader, DataLoader, DataLoader]:
-    """Return the loaders of the train (shuffled), validation and test splits.
-
-    batch_size 0 gives about 20 steps an epoch, between 32 and 1024 rows each.
-    """
-    if batch_size == 0:
-        batch_size = min(1024, max(32, 2 ** round(math.log2(max(1, len(splits.train) / 20)))))
+    """Return the loaders of the train (shuffled), validation and test splits. batch_size 0: see `choose_batch_size`."""
+    batch_size = batch_size or choose_batch_size(len(splits.train))
     loaders = []
     parts = zip((splits.train, splits.val, splits.test), splits.sources, (True, False, False), strict=True)
     for records, source, shuffle in parts:
         with naming(source):
             inputs, targets = preprocessor(records), task.encode(records[splits.target])
-        loaders.append(
-            make_loader(inputs, targets, batch_size if shuffle else max(batch_size, EVAL_BATCH), shuffle=shuffle)
-        )
+        loaders.append(make_loader(inputs, targets, batch_size if shuffle else rows_per_pass(inputs), shuffle=shuffle))
+    return tuple(loaders)
+
+
+def make_image_loaders(
+    splits: Splits,
+    preprocessor: ImagePreprocessor,
+    task: Task,
+    batch_size: int,
+    *,
+    cache: PixelCache,
+    augmentation: Augmentation | None,
+    device: torch.device,
+) -> tuple[DataLoader, DataLoader, DataLoader]:
+    """As `make_loaders`, of images: the pixels stay bytes, and a batch is moved to the device, augmented (in training
+    alone) and normalised there as one."""
+    batch_size = batch_size or choose_batch_size(len(splits.train))
+    size, channels = preprocessor.size, preprocessor.channels
+
+    def finish(batch, augmentation=None):
+        pixels = batch[0].to(device, non_blocking=True)
+        return preprocessor.normalise(augmentation(pixels) if augmentation else pixels), batch[1]
+
+    loaders = []
+    parts = zip((splits.train, splits.val, splits.test), splits.sources, (True, False, False), strict=True)
+    for records, source, shuffle in parts:
+        pixels, _ = cache.get(records, preprocessor.column, size, channels)
+        with naming(source):
+            targets = task.encode(records[splits.target])
+        change = functools.partial(finish, augmentation=augmentation if shuffle else None)
+        size_of_batch = batch_size if shuffle else min(256, rows_per_pass(pixels))
+        loaders.append(make_loader(pixels, targets, size_of_batch, shuffle=shuffle, finish=change))
     return tuple(loaders)

@@ -13,13 +13,14 @@ class UserError(ValueError):
     """Bad input. The message is one line that names the file, row, column or flag and says what to do."""
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest of `names`, or else the list of them."""
+def did_you_mean(name: str, names: Iterable[str], everything: Iterable[str] = ()) -> str:
+    """Return " Did you mean 'x'?" for the nearest of `names`, or else the list of `everything` (or of `names`)."""
     names = [str(n) for n in names]
     folded = {n.casefold(): n for n in names}
     near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
     if near:
         return f" Did you mean {folded[near[0]]!r}?"
+    names = [str(n) for n in everything] or names
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     return f" There is: {shown or 'nothing'}."
 
@@ -55,10 +56,23 @@ def parse_flags(config: type, *, description: str, default=None, args: list[str]
         if not stop.code:  # --help
             raise
     text = " ".join(re.sub(r"[─-╿]", " ", box.getvalue()).split())
+    raise UserError(_one_sentence(text))
+
+
+def _one_sentence(text: str) -> str:
+    """Keep of a tyro report what is wrong and the flags that it names."""
     text = re.split(r"For full helptext|Argument helptext", text)[0]
-    text = re.sub(r"^(Value error|Unrecognized options|Invalid choice|Missing[\w ]*?) (?=[A-Za-z])", "", text)
+    if text.startswith("Required options"):
+        return f"needed: {', '.join(re.findall(r'(--[a-z-]+) [A-Z]', text))}. See --help."
+    wrong, _, meant = text.partition("Perhaps you meant:")
+    if meant:
+        near = ", ".join(dict.fromkeys(re.findall(r"--[a-z-]+(?= [A-Z\[{]|, --no)", meant)))
+        text = f"{wrong.strip()}. Did you mean {near}?" if near else wrong
+    text = re.sub(r"^(Value error|Unrecognized options|Invalid choice) (?=[A-Za-z])", "", text)
+    if "Could not find valid parse" in text:
+        text = f"{text.strip()} (several values are parted by spaces)."
     text = re.sub(r"^Error parsing ((?!--)\S+: )?", "", text).strip()
-    raise UserError(f"{text} See --help." if text.endswith((".", "?")) else f"{text}. See --help.")
+    return f"{text} See --help." if text.endswith((".", "?")) else f"{text}. See --help."
 
 
 def run(command: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """The networks: x → logits. No loss and no softmax in here; `Task` has those."""
 
 import inspect
+import math
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,8 @@ class CategoryEmbedding(nn.Module):
 class MLP(nn.Module):
     """Multi-layer perceptron: (linear → batch norm → activation → dropout) for each width, then linear."""
 
+    HIDDEN = (128, 64)
+
     def __init__(
         self,
         *,
@@ -94,15 +97,70 @@ class MLP(nn.Module):
         return self.layers(x)
 
 
-MODELS = {"mlp": MLP}
+class Residual(nn.Module):
+    """Two 3×3 convolutions and a shortcut around them (He et al., "Deep Residual Learning", 2015)."""
+
+    def __init__(self, width_in: int, width: int, stride: int, activation: str, batch_norm: bool):
+        super().__init__()
+
+        def conv(i: int, o: int, kernel: int, stride: int) -> nn.Sequential:
+            layers = [nn.Conv2d(i, o, kernel, stride, kernel // 2, bias=not batch_norm)]
+            return nn.Sequential(*layers, *([nn.BatchNorm2d(o)] if batch_norm else []))
+
+        self.body = nn.Sequential(conv(width_in, width, 3, stride), ACTIVATIONS[activation](), conv(width, width, 3, 1))
+        same = width_in == width and stride == 1
+        self.shortcut = nn.Identity() if same else conv(width_in, width, 1, stride)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, width_in, H, W) → (N, width, H / stride, W / stride)
+        return self.activation(self.body(x) + self.shortcut(x))
+
+
+class CNN(nn.Module):
+    """Compact residual network: a stage for each number in `hidden`, each half as wide and high as the one before,
+    then the mean over the image, dropout, and a linear layer. Large images are halved to about 32 pixels first."""
+
+    HIDDEN = (32, 64, 128)
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        image_size: int,
+        out_features: int,
+        hidden: list[int],
+        activation: str,
+        batch_norm: bool,
+        dropout: float,
+    ):
+        super().__init__()
+        halvings = max(0, round(math.log2(image_size / 32)))
+        strides = [2] * halvings or [1]
+        widths = [in_channels] + [hidden[0]] * len(strides)
+        stem = [nn.Conv2d(widths[i], widths[i + 1], 3, stride, 1) for i, stride in enumerate(strides)]
+        stages = [
+            Residual(hidden[max(0, i - 1)], width, 1 if i == 0 else 2, activation, batch_norm)
+            for i, width in enumerate(hidden)
+        ]
+        self.features = nn.Sequential(*stem, *stages)
+        self.head = nn.Sequential(Dropout(dropout), nn.Linear(hidden[-1], out_features))
+        self.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPUs and GPUs
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) → (N, out_features)
+        return self.head(self.features(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3)))
+
+
+MODELS = {"mlp": MLP, "cnn": CNN}
 
 
 def build_model(name: str, facts: dict) -> nn.Module:
     """Build the network called `name`, handing its constructor those of the `facts` that its signature names.
 
     facts: what the data tell (in_features, category_sizes), what the task tells (out_features), and the model flags.
+    `hidden`, where it is empty, is the network's own HIDDEN.
     Raises UserError where the constructor asks for a fact that this kind of data does not have.
     """
+    facts = facts | {"hidden": list(facts.get("hidden") or getattr(MODELS[name], "HIDDEN", ()))}
     wanted = inspect.signature(MODELS[name]).parameters.values()
     missing = [p.name for p in wanted if p.default is p.empty and p.name not in facts]
     if missing:

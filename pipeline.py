@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from errors import UserError
+from images import ImagePreprocessor
 from model import build_model
-from preprocessing import TabularPreprocessor, as_frame
+from preprocessing import TabularPreprocessor, as_frame, rows_per_pass
 from task import Task
 
 FORMAT = 1  # of the checkpoint; a change that old code cannot read makes it 2
 MAGIC = "pytorch-training-project"
 GOLDEN_ROWS = 16
-BATCH = 8192  # records per forward pass
-PREPROCESSORS = {"tabular": TabularPreprocessor}
-DEFAULT_MODELS = {"tabular": "mlp"}
+PREPROCESSORS = {"tabular": TabularPreprocessor, "image": ImagePreprocessor}
+DEFAULT_MODELS = {"tabular": "mlp", "image": "cnn"}
 
 
 @contextmanager
@@ -77,12 +77,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def plain_records(records: pd.DataFrame) -> list[dict]:
-    """Return rows as dicts that JSON can hold; empty cells are None, dates ISO text."""
-    rows = json.loads(records.to_json(orient="records", date_format="iso", double_precision=15, force_ascii=False))
-    return [{str(k): v for k, v in row.items()} for row in rows]
-
-
 class Pipeline:
     """A model with all that it takes to ask it: `predict(records)` goes from raw records to answers.
 
@@ -130,7 +124,7 @@ class Pipeline:
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of preprocessed records, on the CPU."""
         self.model.eval()
-        return torch.cat([self.model(part.to(self.device)).cpu() for part in x.split(BATCH)])
+        return torch.cat([self.model(part.to(self.device)).cpu() for part in x.split(rows_per_pass(x))])
 
     def predict(self, records) -> pd.DataFrame:
         """Answer raw records (DataFrame, dict or list of dicts): a row for each, in order, under the same index.
@@ -139,11 +133,14 @@ class Pipeline:
         Raises UserError, naming row and column, for records that the preprocessor cannot read.
         """
         frame = as_frame(records)
-        return self.answers(self.logits(self.preprocessor(frame)), frame.index)
+        return self.answers(self.logits(self.preprocessor(frame)), frame)
 
-    def answers(self, logits: Tensor, index: pd.Index) -> pd.DataFrame:
-        """Put the answers that logits (N, out_features) give into a table with this index."""
-        return pd.DataFrame(self.task.columns(logits), index=index)
+    def answers(self, logits: Tensor, frame: pd.DataFrame) -> pd.DataFrame:
+        """Put the answers that logits (N, out_features) give beside the records' index; images carry their file."""
+        answers = pd.DataFrame(self.task.columns(logits), index=frame.index)
+        if isinstance(self.preprocessor, ImagePreprocessor):
+            answers.insert(0, "file", frame[self.preprocessor.column])
+        return answers
 
     def save(
         self, path: str | Path, *, state_dict: dict[str, Tensor] | None = None, training: dict | None = None
@@ -232,6 +229,8 @@ def read_checkpoint(path: str | Path) -> dict:
 
     Raises UserError where it is absent, truncated, changed, not ours, of a newer format, or holds code.
     """
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder: give the best.pt or last.pt in it.")
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint.")
     try:

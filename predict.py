@@ -2,7 +2,8 @@
 
   python predict.py --checkpoint runs/x/best.pt --input new.csv --output answers.csv
 
-csv, tsv, jsonl and parquet in; csv, jsonl and parquet out; "-" is standard input or output, written as csv, or as
+A model of images takes an image, a folder, a glob in quotes, or a table of paths. Otherwise
+csv, tsv, jsonl and parquet in and out; "-" is standard input or output, written as csv, or as
 jsonl where the input is jsonl. One answer a row, in order. Where the target column is there, the metrics are printed.
 """
 
@@ -25,9 +26,9 @@ class Options:
     """what to answer with, and what"""
 
     checkpoint: str
-    """best.pt (or last.pt) of a run."""
+    """best.pt of a run (last.pt answers as the last epoch did)."""
     input: str
-    """csv, tsv, jsonl or parquet file (also .gz), or - for standard input."""
+    """csv, tsv, jsonl or parquet file (also .gz), or - for standard input; image, folder or glob for images."""
     output: str = "-"
     """csv, tsv, jsonl or parquet file, or - for standard output."""
     device: str = "auto"
@@ -80,7 +81,8 @@ def open_output(path: str, source: str):
     from reader import file_format
 
     if path == "-":
-        yield Writer(sys.stdout.buffer, "jsonl" if file_format(source) == "jsonl" else "csv")
+        is_jsonl = source.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+        yield Writer(sys.stdout.buffer, "jsonl" if is_jsonl else "csv")
         sys.stdout.buffer.flush()
         return
     form = "tsv" if path.lower().endswith(".tsv") else file_format(path)
@@ -92,26 +94,45 @@ def open_output(path: str, source: str):
         writer.close()
 
 
+def read_inputs(path: str, preprocessor, numbers: set[str]):
+    """Yield pieces of a table; for images, of what a file, folder or glob holds, or of a table of paths."""
+    from images import FILE, IMAGES_AT_ONCE, find_images, resolve_paths
+    from reader import read_chunks
+
+    column = getattr(preprocessor, "column", None)  # of an image preprocessor
+    if column is None:
+        yield from read_chunks(path, numbers=numbers)
+        return
+    found = find_images(path)
+    for frame in (
+        [found.rename(columns={FILE: column})] if found is not None else read_chunks(path, rows=IMAGES_AT_ONCE)
+    ):
+        if found is None:
+            frame = resolve_paths(frame, column, path)
+        for start in range(0, len(frame), IMAGES_AT_ONCE):
+            yield frame.iloc[start : start + IMAGES_AT_ONCE]
+
+
 def predict(options: Options) -> None:
     """Answer all rows in pieces, in constant memory; then say what was unknown and, with targets, how good it was."""
     from tqdm import tqdm
 
     from pipeline import Pipeline
-    from reader import read_chunks, standard_input
+    from reader import standard_input
 
     pipeline = Pipeline.load(options.checkpoint).to(options.device)
     known = pipeline.preprocessor
-    numbers = {name for name, state in known.used.items() if state["numeric"]}
+    numbers = known.number_columns
     if all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in pipeline.task.classes):
-        numbers.add(pipeline.task.target)
+        numbers = numbers | {pipeline.task.target}
     unknown, score, rows = Counter(), Score(pipeline.task), 0
     source = standard_input() if options.input == "-" else contextlib.nullcontext(options.input)
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
-        for frame in read_chunks(path, numbers=numbers):
+        for frame in read_inputs(path, known, numbers):
             with naming(path):
                 inputs = known(frame)
             logits = pipeline.logits(inputs)
-            writer.write(pipeline.answers(logits, frame.index))
+            writer.write(pipeline.answers(logits, frame))
             unknown.update(known.count_unknown(inputs))
             score.add(logits, frame)
             rows += len(frame)

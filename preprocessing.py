@@ -3,6 +3,7 @@
 Scikit-learn finds the statistics; what is kept of it are plain numbers, and a few lines apply them.
 """
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -29,6 +30,16 @@ DATE_FORMATS = (
 DRESSED_NUMBER = re.compile(r"[^\w\s.+-]?\s*[+-]?\d[\d,. ']*\s*([^\W\d_]{1,6}[²³]?|%|[$€£¥₩])?")
 DAY = 86_400.0  # seconds
 DISTINCT_FEW = 20  # a column with no more values than this is a category even where some look like numbers
+
+
+def rows_per_pass(x: Tensor) -> int:
+    """Return how many records go through a network at once where no gradient is kept: about 64 MB of inputs."""
+    return max(1, min(8192, 2**24 // max(1, x[:1].numel())))
+
+
+def spread(records: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Return `count` records from all over a table (a file is often sorted by class)."""
+    return records.iloc[:: max(1, len(records) // count)].head(count)
 
 
 def as_frame(records) -> pd.DataFrame:
@@ -289,7 +300,6 @@ class TabularPreprocessor:
         for name in records:
             values = records[name]
             kind, why = (kinds[name], "as told") if name in kinds else infer_kind(values, min_freq)
-            # Whether its cells came as numbers: a text table must be read the same way at prediction
             numeric = pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
             state = {"kind": kind, "why": why, "numeric": numeric}
             if kind == "number":
@@ -373,7 +383,7 @@ class TabularPreprocessor:
         for name in self.used:
             if name not in frame:
                 others = [c for c in frame if c not in self.used]
-                raise UserError(f"column {name!r} is missing.{did_you_mean(name, others or frame.columns)}")
+                raise UserError(f"column {name!r} is missing.{did_you_mean(name, others, frame.columns)}")
 
     @staticmethod
     def _numbers(values: pd.Series, state: dict):
@@ -414,6 +424,16 @@ class TabularPreprocessor:
         counts = (x[:, x.shape[1] - len(names) :] == 0).sum(dim=0).tolist() if names else []
         return {name: count for name, count in zip(names, counts, strict=True) if count}
 
+    @property
+    def number_columns(self) -> set[str]:
+        """The columns whose cells came as numbers: a text table is to be read the same way at prediction."""
+        return {name for name, state in self.used.items() if state["numeric"]}
+
+    def examples(self, records: pd.DataFrame, count: int) -> list[dict]:
+        """Return some records as dicts that JSON can hold; empty cells are None, dates ISO text."""
+        records = spread(records[list(self.used)], count)
+        return json.loads(records.to_json(orient="records", date_format="iso", double_precision=15, force_ascii=False))
+
     def decisions(self) -> list[tuple[str, str, str]]:
         """(column, kind, what becomes of it) for each column, to show to a person."""
         rows = []
@@ -422,7 +442,8 @@ class TabularPreprocessor:
             if name not in self.used:
                 what = "left out" + (f": {state['why']}" if state["why"] else "")
             elif kind == "category":
-                what = f"{len(state['values'])} known values, a code for all others"
+                empty = ", one of them the empty cell" if "" in state["values"] else ""
+                what = f"{len(state['values'])} known values{empty}, a code for all others"
             elif kind == "date":
                 what = f"read as {state['form']}: day, season, weekday" + (", hour" if state["clock"] else "")
             elif kind == "boolean":

@@ -43,7 +43,8 @@ def file_format(path: str | Path) -> str:
     suffixes = [s.lower() for s in Path(path).suffixes]
     ending = next((s for s in reversed(suffixes) if s != ".gz"), "")
     if ending not in FORMATS:
-        raise UserError(f"{path}: the name must end in one of {', '.join(FORMATS)} (also with .gz).")
+        hint = " Save the sheet as csv." if ending in (".xls", ".xlsx", ".ods") else ""
+        raise UserError(f"{path}: the name must end in one of {', '.join(FORMATS)} (also with .gz).{hint}")
     return FORMATS[ending]
 
 

@@ -2,10 +2,11 @@
 
   python train.py                                    the bundled example: breast cancer
   python train.py --data table.csv --target price    your own table
+  python train.py --data photos/                     your own images, photos/<class>/*.jpg
   python train.py --resume runs/x/last.pt            go on after an interruption
 
 Writes a run folder: best.pt (for predict.py), last.pt (for --resume), metrics.json, history.csv,
-test_predictions.csv, sample.csv and TensorBoard events.
+test_predictions.csv, sample.csv and TensorBoard events; of images, sample/ and augmented.png.
 """
 
 import os
@@ -19,7 +20,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from config import Config, DataConfig, ModelConfig, TrainConfig
+from config import TABLE, Config, DataConfig, ModelConfig, TrainConfig
 from errors import UserError, naming, parse_flags, run
 
 # torch, pandas and scikit-learn are imported where they are used: --help and a typo are answered without them.
@@ -53,24 +54,27 @@ def train(
     """
     import pandas as pd
 
-    from dataloader import load_splits, make_loaders
+    from dataloader import load_splits
     from trainer import Trainer
 
     config = Config(data or DataConfig(), model or ModelConfig(), training or TrainConfig())
     path = config.training.resume
     state = _training_state(path) if path else None
     splits = load_splits(config.data, config.training.seed, table)
-    pipeline = assemble(splits, config)
-    loaders = make_loaders(splits, pipeline.preprocessor, pipeline.task, config.data.batch_size)
-    _print_data(splits, pipeline)
     out = _run_folder(config, splits.sources[0])
+    splits, pipeline, loaders = (assemble_images if splits.image else assemble_table)(splits, config, out)
     config = replace(config, training=replace(config.training, out=str(out), resume=""))
+    if table is not None:
+        config = replace(config, data=replace(config.data, data=TABLE))
     pipeline.config = config.to_dict()
     trainer = Trainer(pipeline, config.training)
     if state:
         _take_over(trainer, state, path)
+    _print_data(splits, pipeline)
     is_new = not out.exists()
     try:
+        if splits.image:
+            _write_contact_sheet(out, loaders[0], pipeline.preprocessor, config.training.seed)
         history = trainer.fit(*loaders[:2])
     except BaseException:
         if is_new and not (out / "last.pt").exists():
@@ -88,12 +92,10 @@ def train(
     return result
 
 
-def assemble(splits, config: Config):
-    """Fit preprocessor and task on the training records, and put a fresh network between them."""
-    from pipeline import Pipeline, plain_records
+def assemble_table(splits, config: Config, out: Path):
+    """Fit everything to the training records of a table; return (splits, pipeline, loaders)."""
+    from dataloader import make_loaders
     from preprocessing import TabularPreprocessor
-    from task import Task
-    from trainer import seed_all
 
     kinds = {config.data.group: "drop"} if config.data.group else {}
     with naming(splits.sources[0]):
@@ -103,6 +105,49 @@ def assemble(splits, config: Config):
             scaling=config.data.scaling,
             min_freq=config.data.min_freq,
         )
+    pipeline = _build_pipeline(splits, preprocessor, config)
+    return splits, pipeline, make_loaders(splits, preprocessor, pipeline.task, config.data.batch_size)
+
+
+def assemble_images(splits, config: Config, out: Path):
+    """As `assemble_table`, of images: each is decoded here, once; those that cannot be read leave the splits."""
+    from augmentation import flip_is_harmless, make_augmentation
+    from dataloader import make_image_loaders
+    from images import ImagePreprocessor, PixelCache
+    from pipeline import choose_device
+
+    data = config.data
+    cache = PixelCache(next(p for p in out.absolute().parents if p.exists()), data.skip_broken)
+    preprocessor = ImagePreprocessor.fit(splits.train, column=splits.image, image_size=data.image_size, cache=cache)
+    size, channels = preprocessor.size, preprocessor.channels
+    parts = {n: cache.get(getattr(splits, n), splits.image, size, channels)[1] for n in ("train", "val", "test")}
+    notes = [f"{len(cache.broken)} broken images left out, the first: {cache.broken[0]}"] if cache.broken else []
+    pipeline = _build_pipeline(replace(splits, **parts), preprocessor, config)
+    flip, why = data.flip == "on", f"--flip {data.flip}"
+    if data.flip == "auto" and pipeline.task.classes:
+        pixels, records = cache.get(splits.train, splits.image, size, channels)
+        flip, why = flip_is_harmless(pixels, pipeline.task.encode(records[splits.target]))
+    if data.augment != "none":
+        notes.append(f"--augment {data.augment}, horizontal flip {'on' if flip else 'off'} ({why})")
+    splits = replace(splits, **parts, notes=splits.notes + notes)
+    loaders = make_image_loaders(
+        splits,
+        preprocessor,
+        pipeline.task,
+        data.batch_size,
+        cache=cache,
+        augmentation=make_augmentation(data.augment, flip),
+        device=choose_device(config.training.device),
+    )
+    return splits, pipeline, loaders
+
+
+def _build_pipeline(splits, preprocessor, config: Config):
+    """Fit the task, and put a fresh network between it and the preprocessor."""
+    from pipeline import GOLDEN_ROWS, Pipeline
+    from task import Task
+    from trainer import seed_all
+
     task = Task.fit(
         splits.train[splits.target],
         splits.kind,
@@ -112,7 +157,7 @@ def assemble(splits, config: Config):
     )
     seed_all(config.training.seed, 0)
     options = {k: v for k, v in config.to_dict()["model"].items() if k != "model"}
-    examples = plain_records(splits.train[list(preprocessor.used)].head(16))
+    examples = preprocessor.examples(splits.train, GOLDEN_ROWS)
     return Pipeline.build(config.model.model, options, task, preprocessor, examples=examples)
 
 
@@ -135,11 +180,11 @@ def _take_over(trainer, state: dict, path: str) -> None:
     """Put a saved state into a trainer made anew; raise UserError where data or flags make it another run."""
     pipeline = trainer.pipeline
     now = {"task": asdict(pipeline.task), "preprocessor": asdict(pipeline.preprocessor), "network": pipeline.network}
-    for name, flags in (("task", "target"), ("preprocessor", "data"), ("network", "network")):
+    for name, what in (("task", "rows or the target"), ("preprocessor", "rows or columns"), ("network", "network")):
         if json.loads(json.dumps(now[name])) != state[name]:
             raise UserError(
-                f"--resume {path}: the {flags} or its flags are not those of that run, whose weights would not fit. "
-                "Undo the change, or begin a new run without --resume."
+                f"--resume {path}: the {what}, or flags that concern them, are not those of that run: its weights "
+                "would not fit. Undo the change, or begin a new run without --resume."
             )
     pipeline.model.load_state_dict(state["state_dict"])
     trainer.resume(state["training"])
@@ -160,21 +205,47 @@ def _run_folder(config: Config, source: str) -> Path:
     return out
 
 
+def _write_contact_sheet(out: Path, loader, preprocessor, seed: int) -> None:
+    """Write augmented.png: the first batch of the first epoch, as the network sees it."""
+    import torch
+
+    from augmentation import contact_sheet
+    from trainer import seed_all
+
+    seed_all(seed, 0)
+    inputs = next(iter(loader))[0][:32].cpu()
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessor.mean, preprocessor.std))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        contact_sheet((inputs * std + mean) * 255).save(out / "augmented.png")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written to ({error.strerror}).") from None
+
+
 def _test_predictions(splits, pipeline):
     answers = pipeline.predict(splits.test)
     answers.insert(0, "target", splits.test[splits.target])
+    if splits.image:
+        answers["file"] = answers.pop("file")  # to the end, where it disturbs nobody
     return answers.rename_axis("row").reset_index()
 
 
 def _write_run(result: Run, trainer, splits, config: Config) -> None:
     """Write what is known once training is over: test predictions, a sample for predict.py, metrics.json last."""
     from pipeline import atomic_write, weights_sha256
+    from preprocessing import spread
 
     out, task = result.out, result.pipeline.task
     with atomic_write(out / "test_predictions.csv") as file:
         result.predictions.to_csv(file, index=False)
-    with atomic_write(out / "sample.csv") as file:
-        splits.test.drop(columns=splits.target).head(SAMPLE_ROWS).to_csv(file, index=False)
+    records, sample = spread(splits.test, SAMPLE_ROWS), out / ("sample" if splits.image else "sample.csv")
+    if splits.image:
+        sample.mkdir(exist_ok=True)
+        for row, path in records[splits.image].items():
+            shutil.copyfile(path, sample / f"{row}-{Path(path).name}")
+    else:
+        with atomic_write(sample) as file:
+            records.drop(columns=splits.target).to_csv(file, index=False)
     rows = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
     seconds = float(result.history["seconds"].sum())
     metrics = {
@@ -197,10 +268,11 @@ def _write_run(result: Run, trainer, splits, config: Config) -> None:
     with atomic_write(out / "metrics.json") as file:
         json.dump(_finite(metrics), file, indent=2, ensure_ascii=False)
         file.write("\n")
-    print(f"\nbest epoch {trainer.best['epoch']} of {len(result.history)}, in {seconds:.1f} s")
+    early = f" (stopped early: --patience {config.training.patience})" if trainer.out_of_patience() else ""
+    print(f"\nbest epoch {trainer.best['epoch']} of {len(result.history)}{early}, in {seconds:.1f} s")
     for split in ("val", "test"):
         print(f"{split:<5} " + "  ".join(f"{name} {value:.5g}" for name, value in getattr(result, split).items()))
-    print(f"\nTry it: python predict.py --checkpoint {out / 'best.pt'} --input {out / 'sample.csv'} --output -")
+    print(f"\nTry it: python predict.py --checkpoint {out / 'best.pt'} --input {sample} --output -")
 
 
 def _finite(value):
@@ -230,7 +302,7 @@ def _print_data(splits, pipeline) -> None:
 
 def main() -> None:
     config = parse_flags(Config, description=__doc__)
-    if config.training.resume:
+    if config.training.resume:  # once more, with the flags of that run as defaults: typed ones win
         config = parse_flags(Config, description=__doc__, default=resume_config(config.training.resume))
     config.data.check_files()
     train(config.data, config.model, config.training)

@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +117,7 @@ class Trainer:
 
         # A CPU looks at each loss before it follows it. An accelerator would have to wait: its fused optimizer skips
         # the steps from the first loss that is not finite on, and the host looks now and then.
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16) if config.amp else nullcontext()
         self.check_every = 1 if self.device.type == "cpu" or config.optimizer == "RMSprop" else CHECK_EVERY
         self.finite_batches = torch.zeros((), device=self.device, dtype=torch.int64)  # of the present epoch
         self._interrupted = ""  # name of the signal
@@ -133,7 +134,7 @@ class Trainer:
         after Ctrl-C or SIGTERM, once everything is saved.
         """
         with self._prepared(train_loader):
-            while self.epoch < self.config.epochs and not self._out_of_patience():
+            while self.epoch < self.config.epochs and not self.out_of_patience():
                 started = time.perf_counter()
                 train_loss = self.train_epoch(train_loader)
                 val = self.evaluate(val_loader)
@@ -168,7 +169,9 @@ class Trainer:
     def step(self, inputs: Tensor, targets: Tensor, window: int) -> None:
         """Learn from one batch: add its gradients and, where `window` (records in it) is not 0, move the weights."""
         inputs, targets = inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-        loss = self.task.loss(self.model(inputs), targets)
+        with self.autocast:
+            logits = self.model(inputs)
+        loss = self.task.loss(logits.float(), targets)
         self.loss_sum += loss.detach() * len(targets)
         self.samples += len(targets)
         self._check_loss()
@@ -238,7 +241,7 @@ class Trainer:
             self._write_row(row)
         self.progress.end_epoch(self, row)
 
-    def _out_of_patience(self) -> bool:
+    def out_of_patience(self) -> bool:
         return 0 < self.config.patience <= self.epoch - self.best["epoch"]
 
     def _set_lr(self, lr: float) -> None:
@@ -278,6 +281,8 @@ class Trainer:
         self.lr_scheduler = build_lr_scheduler(self.optimizer, self.config, steps_per_epoch, self.higher_is_better)
         if self._resumed:
             self._restore(self._resumed, self.batches)
+            if self.epoch >= self.config.epochs or self.out_of_patience():
+                print(f"nothing left to train after epoch {self.epoch}: raise --epochs, or --patience, to go on")
         threads = torch.get_num_threads()
         if self.device.type == "cpu":
             self.threads = self.threads or self._choose_threads(loader, threads)

@@ -30,13 +30,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from config import TrainConfig
-from dataloader import EVAL_BATCH, make_loader
+from dataloader import make_loader
 from model import build_model
 from pipeline import Pipeline
 from task import Task
 from trainer import Trainer
 
-BATCH = 256
+BATCH, EVAL_BATCH = 256, 8192
 
 
 def make_data(rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,11 +19,23 @@ ALLOWED = {
     "task": {"errors", "preprocessing"},
     "model": {"errors"},
     "reader": {"errors", "preprocessing"},
-    "dataloader": {"config", "errors", "preprocessing", "reader", "task"},
-    "pipeline": {"errors", "preprocessing", "model", "task"},
+    "images": {"errors", "preprocessing"},
+    "augmentation": set(),
+    "dataloader": {"augmentation", "config", "errors", "images", "preprocessing", "reader", "task"},
+    "pipeline": {"errors", "images", "preprocessing", "model", "task"},
     "trainer": {"config", "errors"},
-    "train": {"config", "errors", "dataloader", "pipeline", "preprocessing", "task", "trainer"},
-    "predict": {"errors", "pipeline", "reader"},
+    "train": {
+        "augmentation",
+        "config",
+        "dataloader",
+        "errors",
+        "images",
+        "pipeline",
+        "preprocessing",
+        "task",
+        "trainer",
+    },
+    "predict": {"errors", "images", "pipeline", "reader"},
 }
 FILES = sorted(ROOT.glob("*.py"))
 

@@ -34,6 +34,9 @@ errors.run(train.main)
 """
 
 
+TABLE = table_for("binary")
+
+
 def start(*args) -> subprocess.Popen:
     args = [sys.executable, "-c", DRIVER, *map(str, args)]
     return subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -106,7 +109,7 @@ def test_an_interruption_saves_and_exits_130(tmp_path, table, number):
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
-def interrupted_run(folder, where: str, at: int, monkeypatch, **options):
+def interrupted_run(folder, where: str, at: int, monkeypatch, table=TABLE, data=None, **options):
     """Train until call `at` of Trainer's method `where`, interrupt there, and resume in a new Trainer."""
     calls = 0
     method = getattr(Trainer, where)
@@ -119,8 +122,7 @@ def interrupted_run(folder, where: str, at: int, monkeypatch, **options):
         return method(self, *args)
 
     monkeypatch.setattr(Trainer, where, interrupting)
-    table = table_for("binary")
-    data = DataConfig(target="binary", batch_size=16)
+    data = data or DataConfig(target="binary", batch_size=16)
     with pytest.raises(KeyboardInterrupt):
         quick_run(folder, table, data=data, **options)
     monkeypatch.setattr(Trainer, where, method)
@@ -215,8 +217,8 @@ def test_another_run_is_not_taken_over(tmp_path, table):
     flags = ["--data", table, "--target", "binary", "--epochs", 1, "--out", tmp_path / "run"]
     assert command("train.py", *flags).returncode == 0
     last = tmp_path / "run" / "last.pt"
-    assert_refused(command("train.py", "--resume", last, "--hidden", 7), "network", "begin a new run")
-    assert_refused(command("train.py", "--resume", last, "--seed", 5), "data", "begin a new run")
+    assert_refused(command("train.py", "--resume", last, "--hidden", 7), "the network", "begin a new run")
+    assert_refused(command("train.py", "--resume", last, "--seed", 5), "rows", "begin a new run")
     assert_refused(command("train.py", "--resume", last, "--optimizer", "SGD"), "--optimizer SGD", "Adam")
     assert_refused(command("train.py", "--resume", last, "--monitor", "f1"), "--monitor f1", "loss")
     assert_refused(command("train.py", "--resume", tmp_path / "run" / "best.pt"), "no state of training")
@@ -228,8 +230,9 @@ def test_another_run_is_not_taken_over(tmp_path, table):
 def test_resume_in_a_notebook_needs_the_table(tmp_path):
     quick_run(tmp_path / "run", table_for("binary"))
     config = resume_config(str(tmp_path / "run" / "last.pt"))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="given a DataFrame: resume it in Python"):
         train(config.data, config.model, config.training)
+    assert len(train(config.data, config.model, config.training, table=table_for("binary")).history) == 3
 
 
 def test_saves_are_shared_by_short_epochs_but_made_in_long_ones(tmp_path, monkeypatch):
@@ -257,4 +260,6 @@ def test_defaults_of_the_configuration_survive_the_checkpoint(tmp_path):
     assert config.training == TrainConfig(
         epochs=3, threads=1, out=str(tmp_path / "run"), resume=str(tmp_path / "run" / "last.pt")
     )
-    assert config.model == ModelConfig(hidden=(16,)) and config.data == DataConfig(target="binary")
+    assert config.model == ModelConfig(hidden=(16,)) and config.data == DataConfig(
+        data="(a DataFrame)", target="binary"
+    )

@@ -1,0 +1,124 @@
+"""Augmentation of training batches: a whole batch of pixels at once, on its device, never of validation or test."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+# Half-widths of what is drawn for each image: shift as a share of the side, turn in degrees, zoom, brightness,
+# contrast and saturation as factors around 1, and the chance that a rectangle is erased.
+STRENGTHS = {
+    "light": {"shift": 0.10, "turn": 0.0, "zoom": 0.0, "colour": 0.0, "erase": 0.0},
+    "standard": {"shift": 0.10, "turn": 10.0, "zoom": 0.10, "colour": 0.2, "erase": 0.0},
+    "strong": {"shift": 0.15, "turn": 20.0, "zoom": 0.25, "colour": 0.4, "erase": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop with padding, zoom, rotation and flip (one resampling for all), colour jitter, and erasing.
+
+    All random numbers come from torch's global CPU generator, which the trainer sets by (seed, epoch).
+    """
+
+    shift: float
+    turn: float
+    zoom: float
+    colour: float
+    erase: float
+    flip: bool
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return changed images for uint8 pixels (N, C, H, W): float 0 … 255 on the same device."""
+        images = self._moved(pixels.float())
+        if self.colour:
+            images = self._coloured(images)
+        return self._erased(images) if self.erase else images
+
+    def _moved(self, images: Tensor) -> Tensor:
+        """Shift, zoom, turn and flip: one affine map for each image, the border pixels repeated beyond the edge."""
+        n = len(images)
+        angle = math.radians(self.turn) * _uniform(n)
+        scale = 1 + self.zoom * _uniform(n)
+        mirror = 1 - 2 * (torch.rand(n) < 0.5).float() if self.flip else torch.ones(n)
+        cos, sin = angle.cos() * scale, angle.sin() * scale
+        shift = 2 * self.shift * _uniform(2, n)  # the grid runs from -1 to 1
+        theta = torch.stack(
+            [torch.stack([cos * mirror, -sin, shift[0]], dim=1), torch.stack([sin * mirror, cos, shift[1]], dim=1)],
+            dim=1,
+        )  # (N, 2, 3)
+        grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+    def _coloured(self, images: Tensor) -> Tensor:
+        n, channels = images.shape[:2]
+        factors = (1 + self.colour * _uniform(3, n)).to(images.device)[..., None, None, None]
+        images = images * factors[0]  # brightness
+        if channels == 3:  # saturation
+            weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]
+            grey = (images * weights).sum(dim=1, keepdim=True)
+            images = grey + (images - grey) * factors[2]
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        return (mean + (images - mean) * factors[1]).clamp(0, 255)  # contrast
+
+    def _erased(self, images: Tensor) -> Tensor:
+        """Paint a rectangle of the image's mean over some images (Zhong et al., "Random Erasing", 2017)."""
+        n, _, height, width = images.shape
+        sides = 0.2 + 0.2 * torch.rand(2, n)  # share of the side
+        starts = torch.rand(2, n) * (1 - sides)
+        hit = torch.rand(n) < self.erase
+        rows, columns = torch.arange(height) / height, torch.arange(width) / width
+        inside = [
+            (at >= s[:, None]) & (at < (s + d)[:, None])
+            for at, s, d in zip((rows, columns), starts, sides, strict=True)
+        ]
+        mask = (inside[0][:, :, None] & inside[1][:, None, :] & hit[:, None, None])[:, None]  # (N, 1, H, W)
+        return torch.where(mask.to(images.device), images.mean(dim=(1, 2, 3), keepdim=True), images)
+
+
+def _uniform(*shape: int) -> Tensor:
+    """Draw from -1 … 1."""
+    return 2 * torch.rand(*shape) - 1
+
+
+def make_augmentation(strength: str, flip: bool) -> Augmentation | None:
+    """Return the augmentation called `strength`, with or without a horizontal flip; None for "none"."""
+    return None if strength == "none" else Augmentation(**STRENGTHS[strength], flip=flip)
+
+
+def flip_is_harmless(pixels: Tensor, labels: Tensor) -> tuple[bool, str]:
+    """Tell from training images whether a mirrored image still shows its class: yes for cats, no for digits.
+
+    Each image goes to the class whose mean image is nearest, as it is and mirrored. Where mirroring loses more than a
+    tenth of those that were right, left and right mean something. Returns (answer, why).
+    """
+    chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), 5000)).long()
+    small = F.adaptive_avg_pool2d(pixels[chosen].float(), min(16, pixels.shape[-1]))
+    labels = labels[chosen].long()
+    means = torch.stack([small[labels == c].mean(dim=0) for c in labels.unique()])
+
+    def share_right(images: Tensor) -> float:
+        nearest = torch.cdist(images.flatten(1), means.flatten(1)).argmin(dim=1)
+        return (labels.unique()[nearest] == labels).float().mean().item()
+
+    plain, mirrored = share_right(small), share_right(small.flip(-1))
+    why = f"nearest to their class's mean image: {plain:.0%} as they are, {mirrored:.0%} mirrored"
+    return mirrored >= 0.9 * plain, why
+
+
+def contact_sheet(images: Tensor, columns: int = 8) -> Image.Image:
+    """Lay images (N, C, H, W), 0 … 255, out in rows, enlarged to at least 64 pixels, for a person to look at."""
+    images = images.round().clamp(0, 255).to(torch.uint8).cpu()
+    n, channels, height, width = images.shape
+    rows, gap = math.ceil(n / columns), 1
+    sheet = torch.full((channels, rows * (height + gap), columns * (width + gap)), 255, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    picture = Image.fromarray(np.asarray(sheet[0] if channels == 1 else sheet.permute(1, 2, 0)))
+    zoom = max(1, 64 // height)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

@@ -1,0 +1,305 @@
+"""Images: files → records, and records → pixels → the network's input. Any mode, size and orientation."""
+
+import base64
+import contextlib
+import glob
+import io
+import os
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from errors import UserError, did_you_mean
+from preprocessing import as_frame, spread
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+FILE, LABEL = "file", "label"  # columns of the records that a folder gives
+LARGEST_SIZE = 128  # of what is chosen without being asked; --image-size may go beyond
+IMAGES_AT_ONCE = 256  # of those that predict.py holds in memory
+PNG_URL = "data:image/png;base64,"
+GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+# ---------------------------------------------------------------- files → records
+
+
+def is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+
+
+def read_class_folders(folder: str | Path, notes: list[str]) -> pd.DataFrame:
+    """Return a record (file, label) for each image in folder/<class>/, the index counting them from 1.
+
+    Hidden files and files that are no images are passed over and counted in `notes`. Raises UserError where there
+    are no class folders.
+    """
+    classes = sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
+    rows, ignored = [], 0
+    for path in classes:
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        images = [p for p in files if is_image_file(p)]
+        ignored += len(files) - len(images)
+        rows += [(str(p), path.name) for p in images]
+    if not rows:
+        raise UserError(
+            f"{folder}: no images in folders by class. What is needed: {folder}/<class>/*.png (or .jpg, .webp, …)."
+        )
+    if ignored:
+        notes.append(f"{folder}: {ignored} files that are hidden or no images left out")
+    return pd.DataFrame(rows, columns=[FILE, LABEL], index=pd.RangeIndex(1, len(rows) + 1, name="row"))
+
+
+def digits_folder() -> Path:
+    """Write scikit-learn's 1,797 digits as png files by class, once, to the temporary folder; return where."""
+    folder = Path(tempfile.gettempdir()) / "digits-as-png-1797"
+    if not folder.exists():
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+                path = Path(temporary) / "digits" / str(label) / f"{i:04}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).save(path)
+            with contextlib.suppress(OSError):  # another run was faster
+                os.replace(Path(temporary) / "digits", folder)
+    return folder
+
+
+def resolve_paths(table: pd.DataFrame, column: str, source: str | Path) -> pd.DataFrame:
+    """Make the paths in a column start from the folder of the file that names them. Raises UserError without it."""
+    if column not in table:
+        raise UserError(f"{source}: column {column!r} is missing.{did_you_mean(column, table.columns)}")
+    empty = table[column].isna()
+    if empty.any():
+        raise UserError(f"{source}: row {table.index[empty.argmax()]}, column {column!r} is empty: it names no image.")
+    # Standard input has no folder: its paths start here
+    folder = Path(".") if Path(source).name.startswith("standard input") else Path(source).parent
+    return table.assign(**{column: [str(folder / str(path)) for path in table[column]]})
+
+
+def find_images(source: str) -> pd.DataFrame | None:
+    """Return records (file) for an image file, a folder (with all below it) or a glob; None for anything else.
+
+    Raises UserError where a folder or a glob holds no image.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() in ENDINGS:
+        files = [path]
+    elif path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and is_image_file(p))
+    elif glob.has_magic(source):
+        files = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file() and is_image_file(p))
+    else:
+        return None
+    if not files:
+        raise UserError(f"{source}: no images there ({', '.join(ENDINGS)}).")
+    return pd.DataFrame({FILE: [str(p) for p in files]}, index=pd.RangeIndex(1, len(files) + 1, name="row"))
+
+
+# ---------------------------------------------------------------- records → pixels
+
+
+def _open(cell: str | bytes) -> Image.Image:
+    """Open an image without decoding it. A cell is a path, the bytes of a file, or a data URL with a png."""
+    name = "an image" if isinstance(cell, bytes) or str(cell).startswith(PNG_URL) else str(cell)
+    try:
+        if isinstance(cell, str) and cell.startswith(PNG_URL):
+            cell = base64.b64decode(cell.removeprefix(PNG_URL))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such image.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"{name}: refused, it has more pixels than {Image.MAX_IMAGE_PIXELS:,}.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError) as error:
+        raise UserError(f"{name}: no image that can be read ({type(error).__name__}).") from None
+
+
+def _as_seen(image: Image.Image, channels: int) -> Image.Image:
+    """Return what a person sees: turned by its EXIF tag, transparent parts white, 16 bits as 8, grey or RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        scale = 1 if image.mode == "F" and values.max(initial=0) <= 255 else 257  # 65,535 / 255
+        image = Image.fromarray((values / scale).clip(0, 255).round().astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def read_pixels(cell: str | bytes, size: int, channels: int) -> np.ndarray:
+    """Decode one image: short side to `size`, centre crop; uint8 (channels, size, size).
+
+    Raises UserError, naming the file, where it is none, is broken, or would unpack to a decompression bomb.
+    """
+    with _open(cell) as image:
+        try:
+            image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))  # jpeg: decode no larger than needed
+            seen = _as_seen(image, channels)
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+            name = cell if isinstance(cell, str) and not cell.startswith(PNG_URL) else "an image"
+            raise UserError(f"{name}: the image is broken ({error}).") from None
+    if seen.size != (size, size):
+        seen = ImageOps.fit(seen, (size, size), Image.Resampling.BICUBIC)  # the short side fills, the long is cropped
+    pixels = np.asarray(seen)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+@dataclass
+class PixelCache:
+    """The decoded images of a run: each file is decoded once, by all cores, with a progress bar.
+
+    They are kept in memory, or, where they would take more than a quarter of it, in a file in `folder` that is mapped
+    into memory and vanishes with the process, however that ends.
+    """
+
+    folder: Path
+    skip_broken: bool = False
+    kept: dict = field(default_factory=dict)  # by the identity of the records
+    broken: list[str] = field(default_factory=list)  # messages
+    bytes_used: int = 0
+
+    def get(self, records: pd.DataFrame, column: str, size: int, channels: int) -> tuple[Tensor, pd.DataFrame]:
+        """Return uint8 pixels (N, channels, size, size) of the records that can be read, and these records."""
+        if id(records) not in self.kept:
+            shape = (len(records), channels, size, size)
+            pixels, good = self._allocate(shape), np.ones(len(records), dtype=bool)
+
+            def decode(i: int) -> None:
+                try:
+                    pixels[i] = read_pixels(cells[i], size, channels)
+                except UserError as error:
+                    if not self.skip_broken:
+                        raise
+                    good[i] = False
+                    self.broken.append(str(error))
+
+            cells = records[column].tolist()
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+                for _ in tqdm(
+                    pool.map(decode, range(len(cells))), "decoding", len(cells), unit=" images", disable=None
+                ):
+                    pass
+            pixels, readable = torch.from_numpy(pixels), records
+            if not good.all():
+                pixels, readable = pixels[torch.from_numpy(good)], records[good]
+            # With the records themselves, whose identity must stay theirs
+            self.kept[id(records)] = self.kept[id(readable)] = (pixels, readable, records)
+        return self.kept[id(records)][:2]
+
+    def _allocate(self, shape: tuple[int, ...]) -> np.ndarray:
+        self.bytes_used += int(np.prod(shape))
+        if self.bytes_used <= _memory() / 4:
+            return np.empty(shape, dtype=np.uint8)
+        return np.memmap(tempfile.TemporaryFile(dir=self.folder), dtype=np.uint8, mode="w+", shape=shape)
+
+
+def _memory() -> int:
+    """Bytes of memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+
+
+# ---------------------------------------------------------------- the preprocessor
+
+
+@dataclass(frozen=True)
+class ImagePreprocessor:
+    """What was learned of the training images; `__call__` applies it."""
+
+    column: str  # that holds the image: a path, bytes, or a data URL
+    size: int  # pixels of a side
+    channels: int  # 1 = grey, 3 = RGB
+    mean: list[float]  # of each channel over the training pixels, 0 … 1
+    std: list[float]
+
+    @classmethod
+    def fit(cls, records: pd.DataFrame, *, column: str, image_size: int, cache: PixelCache) -> "ImagePreprocessor":
+        """Choose size and channels from the training images' headers, and take the statistics of their pixels.
+
+        image_size: pixels of a side, 0 = the median short side, 128 at most.
+        """
+        headers = [_header(cell) for cell in records[column] if not cache.skip_broken or _readable(cell)]
+        if not headers:
+            raise UserError("no image can be read.")
+        size = image_size or int(min(LARGEST_SIZE, np.median([min(size) for size, _ in headers])))
+        channels = 1 if all(mode in GREY_MODES for _, mode in headers) else 3
+        pixels, _ = cache.get(records, column, size, channels)
+        mean, square = np.zeros(channels), np.zeros(channels)
+        for part in pixels.split(1024):  # in float64, a piece at a time: the cache may be larger than the memory
+            values = part.double() / 255
+            mean += values.mean(dim=(2, 3)).sum(dim=0).numpy()
+            square += values.square().mean(dim=(2, 3)).sum(dim=0).numpy()
+        mean, square = mean / len(pixels), square / len(pixels)
+        std = np.sqrt((square - mean**2).clip(0))
+        return cls(column, size, channels, mean.tolist(), np.where(std > 1e-6, std, 1.0).tolist())
+
+    @property
+    def model_args(self) -> dict:
+        """in_channels and image_size of the network's input."""
+        return {"in_channels": self.channels, "image_size": self.size}
+
+    def __call__(self, records) -> Tensor:
+        """Turn records (DataFrame, dict or list of dicts) into a float32 tensor (N, channels, size, size).
+
+        Raises UserError, naming the file, for an image that cannot be read, or where the column is missing.
+        """
+        return self.normalise(self.pixels(records))
+
+    def pixels(self, records) -> Tensor:
+        """Decode records into uint8 pixels (N, channels, size, size)."""
+        frame = as_frame(records)
+        if self.column not in frame:
+            raise UserError(f"column {self.column!r} is missing.{did_you_mean(self.column, frame.columns)}")
+        with ThreadPoolExecutor() as pool:
+            parts = list(pool.map(lambda cell: read_pixels(cell, self.size, self.channels), frame[self.column]))
+        return torch.from_numpy(np.stack(parts)) if parts else torch.empty(0, self.channels, self.size, self.size)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turn pixels (uint8, or float 0 … 255) into mean 0 and deviation 1 in each channel, on their device."""
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def examples(self, records: pd.DataFrame, count: int) -> list[dict]:
+        """Return some records as plain dicts, the image at its final size as a data URL."""
+        examples = []
+        for cell in spread(records, count if self.size <= 64 else count // 4)[self.column]:
+            pixels, file = read_pixels(cell, self.size, self.channels), io.BytesIO()
+            Image.fromarray(pixels[0] if self.channels == 1 else pixels.transpose(1, 2, 0)).save(file, "PNG")
+            examples.append({self.column: PNG_URL + base64.b64encode(file.getvalue()).decode()})
+        return examples
+
+    @property
+    def number_columns(self) -> set[str]:
+        return set()
+
+    def count_unknown(self, x: Tensor) -> dict[str, int]:
+        return {}
+
+    def decisions(self) -> list[tuple[str, str, str]]:
+        """(column, kind, what becomes of it), to show to a person."""
+        colour = "grey" if self.channels == 1 else "RGB"
+        return [(self.column, "image", f"short side to {self.size}, centre crop; {colour}, mean 0 and deviation 1")]
+
+
+def _header(cell) -> tuple[tuple[int, int], str]:
+    with _open(cell) as image:
+        return image.size, image.mode
+
+
+def _readable(cell) -> bool:
+    try:
+        return bool(_header(cell))
+    except UserError:
+        return False
