@@ -24,7 +24,8 @@ def _check(condition: bool, message: str) -> None:
 def model_names() -> list[str]:
     """The names in MODELS of model.py, read as text: asking model.py itself would import torch."""
     source = Path(__file__).with_name("model.py").read_text(encoding="utf-8")
-    return re.findall(r'"(\w+)"(?:: |\] = )', source[source.index("\nMODELS = ") :])
+    block = source.split("\nMODELS = {")[1].split("}")[0]
+    return re.findall(r'"(\w+)":', block) + re.findall(r'^MODELS\["(\w+)"\]', source, flags=re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class DataConfig:
     """what to learn from, and what to learn"""
 
     data: str = "breast_cancer"
-    """A csv, tsv, jsonl or parquet file (also .gz), a folder of images (<class>/*, or train, val and test of these), or a
-    bundled example: breast_cancer, wine, diabetes, digits."""
+    """A csv, tsv, jsonl or parquet file (also .gz), a folder of images (<class>/*, or train, val and test of these),
+    or a bundled example: breast_cancer, wine, diabetes, digits."""
     target: str = ""
     """The column to predict. Bundled examples and folders of images know theirs."""
     image: str = ""

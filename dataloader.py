@@ -99,24 +99,23 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
 
 
 def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
-    """Read what the flags name: ([all or train records, validation or None, test or None], their names, the target,
-    the column of images or "")."""
+    """Read what the flags name: ([all or train records, validation or None, test or None], what each is called,
+    the target, the column of images or "")."""
+    paths, target, image = [config.data, config.val_data, config.test_data], config.target, config.image
     if table is not None:
+        paths[0] = "table"
         table = table.set_axis([str(name) for name in table.columns], axis=1)
         table = table.reset_index(drop=True) if isinstance(table.index, pd.MultiIndex) else table
-        paths, target, image = ["table", config.val_data, config.test_data], config.target, config.image
+    elif config.data == "digits":
+        table, target, image = read_class_folders(digits_folder(), notes), LABEL, FILE
+    elif config.data in BUNDLED:
+        table, usual_target = load_bundled(config.data)
+        target = target or usual_target
     else:
         config.check_files()
-        main = str(digits_folder()) if config.data == "digits" else config.data
-        paths, target, image = [main, config.val_data, config.test_data], config.target, config.image
-        if config.data in BUNDLED and config.data != "digits":
-            table, usual = load_bundled(config.data)
-            target = target or usual
-        elif Path(main).is_dir():
+        if Path(config.data).is_dir():
             target, image = LABEL, FILE
-            if (Path(main) / "train").is_dir():
-                given = [str(p) if (p := Path(main) / part).is_dir() else "" for part in ("train", "val", "test")]
-                paths = [given[0], paths[1] or given[1], paths[2] or given[2]]
+            paths = [given or found for given, found in zip(("", *paths[1:]), _split_folders(config.data), strict=True)]
 
     def read(path: str) -> pd.DataFrame:
         if Path(path).is_dir():
@@ -124,15 +123,22 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         records = read_table(path)
         return resolve_paths(records, image, path) if image else records
 
-    tables = [read(paths[0]) if table is None else table, *(read(p) if p else None for p in paths[1:])]
+    tables = [read(paths[0]) if table is None else table, *(read(path) if path else None for path in paths[1:])]
     if image:
-        kept = [c for c in dict.fromkeys((image, target, config.group, config.time)) if c]
-        others = [c for c in tables[0] if c not in kept]
-        if others:
+        kept = {image, target, config.group, config.time}
+        if others := [c for c in tables[0] if c not in kept]:
             notes.append(f"beside the images left out: {', '.join(others)}")
-            tables = [t if t is None else t[[c for c in t if c in kept]] for t in tables]
-    names = [config.data if table is None or config.data in BUNDLED else "table", *paths[1:]]
-    return tables, [name or names[0] for name in names], target, image
+        tables = [part if part is None else part[[c for c in part if c in kept]] for part in tables]
+    return tables, [path or paths[0] for path in paths], target, image
+
+
+def _split_folders(folder: str) -> list[str]:
+    """Return folder/train, val and test where these hold classes, else the folder alone ("train" may be a class)."""
+    parts = [Path(folder) / name for name in ("train", "val", "test")]
+    holds_classes = parts[0].is_dir() and any(p.is_dir() for p in parts[0].iterdir())
+    if not (holds_classes and (parts[1].is_dir() or parts[2].is_dir())):
+        return [folder, "", ""]
+    return [str(part) if part.is_dir() else "" for part in parts]
 
 
 def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source: str) -> None:

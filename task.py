@@ -273,8 +273,8 @@ def check_classes(counts: dict[str, int], name: str, kind: str, fewest: int = 1)
         )
     if len(counts) > 20 and len(counts) > 0.5 * sum(counts.values()):
         raise UserError(
-            f"target {name!r} has {len(counts)} different values in {sum(counts.values())} rows: it looks like names or "
-            "text. Choose another target (numbers to predict: --task regression)."
+            f"target {name!r} has {len(counts)} different values in {sum(counts.values())} rows: it looks like names "
+            "or text. Choose another target (numbers to predict: --task regression)."
         )
     label, rows = min(counts.items(), key=lambda item: item[1])
     if rows < fewest:
