@@ -3,7 +3,6 @@
 Standard library only, so that --help, a typo and an impossible value are answered before torch is imported.
 """
 
-import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,12 +12,21 @@ from errors import UserError, did_you_mean
 
 BUNDLED = ("breast_cancer", "wine", "diabetes", "digits")
 TABLE = "(a DataFrame)"  # in place of a file's name, where `train` was given one
+INF = float("inf")
 COLUMN_KINDS = ("number", "category", "boolean", "date", "drop")
 
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def _within(config, **ranges: tuple[float, float]) -> None:
+    """Raise UserError where a field is not between its two bounds, or is infinite."""
+    for name, (low, high) in ranges.items():
+        value, flag = getattr(config, name), "--" + name.replace("_", "-")
+        upper = "up" if high == INF else f"to {high:g}"
+        _check(low <= value <= high and value != INF, f"{flag} is a number from {low:g} {upper}, not {value}.")
 
 
 def model_names() -> list[str]:
@@ -73,17 +81,12 @@ class DataConfig:
     """Rows per step; 0 = chosen from the number of training rows."""
 
     def __post_init__(self):
-        for name in ("val_split", "test_split"):
-            value = getattr(self, name)
-            _check(0 < value < 1, f"--{name.replace('_', '-')} is a share of the rows between 0 and 1, not {value}.")
-        _check(self.val_split + self.test_split < 1, "--val-split and --test-split together leave no rows to train on.")
+        _within(self, val_split=(0, 1), test_split=(0, 1), image_size=(0, 4096), min_freq=(1, INF), batch_size=(0, INF))
+        shares = self.val_split, self.test_split
+        _check(min(shares) > 0 and sum(shares) < 1, "--val-split and --test-split leave no rows to one of the splits.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
-        _check(self.image_size == 0 or self.image_size >= 4, f"--image-size is 4 or more, not {self.image_size}.")
-        _check(self.min_freq >= 1, f"--min-freq is a count of rows, 1 or more, not {self.min_freq}.")
-        _check(
-            self.batch_size == 0 or self.batch_size >= 2,
-            f"--batch-size is 2 rows or more, which batch normalisation needs, not {self.batch_size}.",
-        )
+        _check(self.batch_size != 1, "--batch-size is 2 rows or more, which batch normalisation needs, not 1.")
+        _check(self.image_size not in (1, 2, 3), f"--image-size is 4 or more, not {self.image_size}.")
         self.column_kinds()
 
     def column_kinds(self) -> dict[str, str]:
@@ -126,11 +129,9 @@ class ModelConfig:
     def __post_init__(self):
         names = ["auto", *model_names()]
         _check(self.model in names, f"--model {self.model}: no such network.{did_you_mean(self.model, names)}")
-        _check(
-            all(width >= 1 for width in self.hidden),
-            f"--hidden takes widths of 1 or more, not {' '.join(map(str, self.hidden))}.",
-        )
-        _check(0 <= self.dropout <= 0.99, f"--dropout is a share from 0 to 0.99, not {self.dropout}.")
+        hidden = " ".join(map(str, self.hidden))
+        _check(all(width >= 1 for width in self.hidden), f"--hidden takes widths of 1 or more, not {hidden}.")
+        _within(self, dropout=(0, 0.99))
 
 
 @dataclass(frozen=True)
@@ -198,19 +199,10 @@ class TrainConfig:
     """Go on from a last.pt, with its flags unless others are typed."""
 
     def __post_init__(self):
-        for name in ("epochs", "step_size", "accumulate"):
-            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is 1 or more, not {getattr(self, name)}.")
-        for name in ("weight_decay", "momentum", "gamma", "min_lr", "clip_norm"):
-            value = getattr(self, name)
-            _check(
-                value >= 0 and math.isfinite(value), f"--{name.replace('_', '-')} is a number from 0 up, not {value}."
-            )
-        for name in ("warmup", "lr_patience", "patience", "seed", "threads"):
-            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} is 0 or more, not {getattr(self, name)}.")
-        _check(self.seed < 2**32, f"--seed is below 2**32, not {self.seed}.")
-        _check(self.lr > 0 and math.isfinite(self.lr), f"--lr is a number above 0, not {self.lr}.")
-        _check(0 <= self.label_smoothing < 1, f"--label-smoothing is a share below 1, not {self.label_smoothing}.")
-        _check(self.momentum < 1, f"--momentum is below 1, not {self.momentum}.")
+        _within(self, epochs=(1, INF), step_size=(1, INF), accumulate=(1, INF), warmup=(0, INF), lr_patience=(0, INF))
+        _within(self, patience=(0, INF), seed=(0, 2**32 - 1), threads=(0, INF), weight_decay=(0, INF), gamma=(0, INF))
+        _within(self, min_lr=(0, INF), clip_norm=(0, INF), momentum=(0, 0.9999), label_smoothing=(0, 0.99))
+        _check(0 < self.lr < INF, f"--lr is a number above 0, not {self.lr}.")
         _check(self.warmup < self.epochs, f"--warmup {self.warmup} leaves no epoch of --epochs {self.epochs}.")
         milestones = list(self.milestones)
         _check(
@@ -241,18 +233,9 @@ class Config:
     @classmethod
     def from_dict(cls, state: dict) -> "Config":
         """The inverse of `to_dict`; fields that this version does not have are passed over."""
-        groups = {"data": DataConfig, "model": ModelConfig, "training": TrainConfig}
-        return cls(
-            **{
-                name: group(
-                    **{
-                        f.name: tuple(state[name][f.name])
-                        if isinstance(state[name][f.name], list)
-                        else state[name][f.name]
-                        for f in fields(group)
-                        if f.name in state.get(name, {})
-                    }
-                )
-                for name, group in groups.items()
-            }
-        )
+
+        def plain(group: type, values: dict):
+            known = {f.name for f in fields(group)}
+            return group(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+
+        return cls(*(plain(f.default_factory, state.get(f.name, {})) for f in fields(cls)))

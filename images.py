@@ -26,6 +26,7 @@ FILE, LABEL = "file", "label"  # columns of the records that a folder gives
 LARGEST_SIZE = 128  # of what is chosen without being asked; --image-size may go beyond
 IMAGES_AT_ONCE = 256  # of those that predict.py holds in memory
 PNG_URL = "data:image/png;base64,"
+warnings.simplefilter("error", Image.DecompressionBombWarning)  # for all threads: a context would be for one
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 # ---------------------------------------------------------------- files → records
@@ -114,9 +115,7 @@ def _open(cell: str | bytes) -> Image.Image:
     try:
         if isinstance(cell, str) and cell.startswith(PNG_URL):
             cell = base64.b64decode(cell.removeprefix(PNG_URL))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+        return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
     except FileNotFoundError:
         raise UserError(f"{name}: no such image.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -41,11 +41,7 @@ class Run:
 
 
 def train(
-    data: DataConfig | None = None,
-    model: ModelConfig | None = None,
-    training: TrainConfig | None = None,
-    *,
-    table=None,
+    data: DataConfig | None = None, model: ModelConfig | None = None, training: TrainConfig | None = None, *, table=None
 ) -> Run:
     """Assemble data, model and trainer; fit; test once; write the run folder.
 
