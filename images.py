@@ -26,7 +26,7 @@ FILE, LABEL = "file", "label"  # columns of the records that a folder gives
 LARGEST_SIZE = 128  # of what is chosen without being asked; --image-size may go beyond
 IMAGES_AT_ONCE = 256  # of those that predict.py holds in memory
 PNG_URL = "data:image/png;base64,"
-warnings.simplefilter("error", Image.DecompressionBombWarning)  # for all threads: a context would be for one
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error here, see `_open`
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 # ---------------------------------------------------------------- files → records
@@ -115,10 +115,13 @@ def _open(cell: str | bytes) -> Image.Image:
     try:
         if isinstance(cell, str) and cell.startswith(PNG_URL):
             cell = base64.b64decode(cell.removeprefix(PNG_URL))
-        return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+        image = Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+        if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # from twice that on, Pillow refuses by itself
+            raise Image.DecompressionBombError
+        return image
     except FileNotFoundError:
         raise UserError(f"{name}: no such image.") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise UserError(f"{name}: refused, it has more pixels than {Image.MAX_IMAGE_PIXELS:,}.") from None
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError) as error:
         raise UserError(f"{name}: no image that can be read ({type(error).__name__}).") from None

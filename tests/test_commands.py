@@ -133,7 +133,7 @@ def test_bad_tables_are_refused_in_one_line(tmp_path, name):
         (["--lr", "fast"], ["--lr", "fast"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--dropout", "1"], ["--dropout"]),
-        (["--val-split", "0.6", "--test-split", "0.5"], ["no rows to train on"]),
+        (["--val-split", "0.6", "--test-split", "0.5"], ["--val-split and --test-split leave no rows"]),
         (["--optimizer", "Adamm"], ["--optimizer", "AdamW"]),
         (["--epoch", "3"], ["--epoch, 3. Did you mean --epochs"]),
         (["--hidden", "64,32"], ["--hidden", "64,32", "parted by spaces"]),
