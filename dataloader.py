@@ -107,14 +107,14 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         table = table.set_axis([str(name) for name in table.columns], axis=1)
         table = table.reset_index(drop=True) if isinstance(table.index, pd.MultiIndex) else table
     elif config.data == "digits":
-        table, target, image = read_class_folders(digits_folder(), notes), LABEL, FILE
+        table, target, image = read_class_folders(digits_folder(), notes), target or LABEL, FILE
     elif config.data in BUNDLED:
         table, usual_target = load_bundled(config.data)
         target = target or usual_target
     else:
         config.check_files()
         if Path(config.data).is_dir():
-            target, image = LABEL, FILE
+            target, image = target or LABEL, FILE
             paths = [given or found for given, found in zip(("", *paths[1:]), _split_folders(config.data), strict=True)]
 
     def read(path: str) -> pd.DataFrame:

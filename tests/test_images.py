@@ -143,6 +143,15 @@ def test_folders(tmp_path, photos):
     assert len(read_class_folders(folder, notes)) == 4 and "2 files that are hidden or no images" in notes[0]
     with pytest.raises(UserError, match="no images in folders by class"):
         read_class_folders(folder / "red", [])
+    with pytest.raises(UserError, match="--target species: no such column"):
+        load_splits(DataConfig(data=str(photos), target="species"), 0)
+
+
+def test_a_network_for_the_other_kind_of_data_says_so(tmp_path, photos):
+    with pytest.raises(UserError, match="--model mlp needs in_features"):
+        quick_run(tmp_path / "a", data=DataConfig(data=str(photos)), model=ModelConfig(model="mlp"))
+    with pytest.raises(UserError, match="--model cnn needs in_channels"):
+        quick_run(tmp_path / "b", data=DataConfig(data="wine"), model=ModelConfig(model="cnn"))
 
 
 def test_train_val_test_folders_and_stratified_splits(tmp_path, photos):
