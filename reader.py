@@ -217,22 +217,39 @@ def _read_csv(path: str | Path) -> pd.DataFrame:
         first_guess = {field.name: field.type for field in batches.schema}
     is_number = {name: pa.types.is_integer(t) or pa.types.is_floating(t) for name, t in first_guess.items()}
     types = {name: t if is_number[name] else pa.string() for name, t in first_guess.items()}
+    lines = _count_lines(path)
     while True:
-        pieces: dict[str, list[pd.Series]] = {name: [] for name in dialect.header}
+        # Arrays for as many rows as there can be: memory that is never written to is never taken
+        numbers = {
+            name: np.empty(lines, types[raw].to_pandas_dtype())
+            for raw, name in zip(dialect.raw_header, dialect.header, strict=True)
+            if is_number[raw] and types[raw] != pa.string()
+        }
+        words: dict[str, list[pd.Series]] = {name: [] for name in dialect.header if name not in numbers}
+        rows = 0
         try:
             for frame in _csv_frames(path, dialect, types):
-                for name in dialect.header:
-                    pieces[name].append(frame[name].copy())  # as large as its rows; an Arrow buffer may be twice that
-            return pd.DataFrame({n: pd.concat(p, ignore_index=True) for n, p in _popping(pieces)}, copy=False)
+                for raw, name in zip(dialect.raw_header, dialect.header, strict=True):
+                    if name in words:
+                        words[name].append(frame[name])
+                        continue
+                    if frame[name].dtype != numbers[name].dtype:  # whole numbers with a hole
+                        types[raw] = pa.float64()
+                        raise _Retype
+                    numbers[name][rows : rows + len(frame)] = frame[name]
+                rows += len(frame)
         except _Retype:
             continue
+        columns = {name: pd.concat(parts, ignore_index=True) for name, parts in words.items() if parts}
+        columns |= {name: values[:rows] for name, values in numbers.items()}
+        return pd.DataFrame({name: columns[name] for name in dialect.header if name in columns}, copy=False)
 
 
-def _popping(pieces: dict) -> Iterator[tuple[str, list]]:
-    """Yield the items of a dict while emptying it, so that what has been used is not kept in memory."""
-    for name in list(pieces):
-        if parts := pieces.pop(name):
-            yield name, parts
+def _count_lines(path: str | Path) -> int:
+    """Return a bound on the number of lines: the line ends, and those in quotes."""
+    with _reading(path), _open(path) as file:
+        counts = [(block.count(b"\n"), block.count(b"\r")) for block in iter(lambda: file.read(HEAD), b"")]
+    return max(map(sum, zip(*counts, strict=True))) + 1
 
 
 def _stream_csv(path: str | Path, numbers: set[str]) -> Iterator[pd.DataFrame]:
