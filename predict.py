@@ -44,6 +44,7 @@ class Writer:
 
     def write(self, answers) -> None:
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.csv as arrow
         from pyarrow import parquet
 
@@ -64,7 +65,12 @@ class Writer:
                 self.file.write(head.getvalue().encode())
             self.first = False
             # Arrow quotes either all words or none
-            special = any(sign in name for name in answers.columns for sign in f'{separator}"\r\n')
+            words = [
+                column
+                for column in table.columns
+                if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            ]
+            special = any(pc.any(pc.match_substring_regex(column, f'[{separator}"\r\n]')).as_py() for column in words)
             quoting = "needed" if special else "none"
             options = arrow.WriteOptions(include_header=False, delimiter=separator, quoting_style=quoting)
             arrow.write_csv(table, self.file, options)

@@ -115,9 +115,9 @@ class Trainer:
         self.history: list[dict] = []
         self.best = {"epoch": 0, "value": -math.inf if self.higher_is_better else math.inf, "state_dict": None}
 
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16) if config.amp else nullcontext()
         # A CPU looks at each loss before it follows it. An accelerator would have to wait: its fused optimizer skips
         # the steps from the first loss that is not finite on, and the host looks now and then.
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16) if config.amp else nullcontext()
         self.check_every = 1 if self.device.type == "cpu" or config.optimizer == "RMSprop" else CHECK_EVERY
         self.finite_batches = torch.zeros((), device=self.device, dtype=torch.int64)  # of the present epoch
         self._interrupted = ""  # name of the signal

@@ -370,6 +370,17 @@ def test_every_way_to_ask_gives_the_same_answers(run, tmp_path):
     assert answers["prediction"].tolist() == expected["prediction"].tolist()
 
 
+def test_names_with_commas_and_quotes(run, tmp_path):
+    names = ["a, b.png", 'c "d".png', "[e].png", "가.PNG"]
+    for name in names:
+        picture(0, 1).save(tmp_path / name, "PNG")
+    result = command(
+        "predict.py", "--checkpoint", run.out / "best.pt", "--input", tmp_path, "--output", tmp_path / "o.csv"
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert sorted(pd.read_csv(tmp_path / "o.csv")["file"]) == sorted(str(tmp_path / name) for name in names)
+
+
 def test_predict_names_what_is_wrong(run, tmp_path):
     checkpoint = ["predict.py", "--checkpoint", run.out / "best.pt", "--input"]
     (tmp_path / "empty").mkdir()
