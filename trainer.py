@@ -1,6 +1,5 @@
 """The loop: optimizers, schedulers, epochs, early stopping, interruption and resuming."""
 
-import csv
 import math
 import signal
 import threading
@@ -14,17 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from config import TrainConfig
 from errors import UserError
+from journal import Journal
 
 # Below this many multiply-adds a step, handing work to other threads costs more than it saves
 # (measured with `python benchmarks/training_speed.py --threads`).
 ALL_THREADS_FROM = 500e6
 SAVE_SECONDS = 1.0  # short epochs share a save: a kill costs no more than this much work
 SAVE_SECONDS_IN_EPOCH = 120.0  # long epochs are saved half-way too
-SHOW_SECONDS = 0.5  # between two looks of the progress bar
 SUM_DTYPES = {"mps": torch.float32}  # of sums of losses, where there is no float64
 CHECK_EVERY = 100  # steps between two looks at the loss on an accelerator, which would have to wait for each
 
@@ -211,7 +209,8 @@ class Trainer:
         now = time.monotonic()
         if self.out and now - self._saved_at > SAVE_SECONDS_IN_EPOCH:
             self._save()
-        self.progress.show(self, now)
+        if self.journal.is_due(now):
+            self.journal.show(now, self.epoch, self.samples, self.loss_sum.item() / self.samples)
 
     def _end_epoch(self, train_loss: float, val: dict[str, float], started: float) -> None:
         """Judge the epoch, move the learning rate, save, and write the row of the history."""
@@ -237,9 +236,7 @@ class Trainer:
         if not self._saved_best or time.monotonic() - self._saved_at > SAVE_SECONDS:
             self._save()
             _clock(row, started, samples)  # last.pt has the time up to its own writing, history.csv all of it
-        if self.out:
-            self._write_row(row)
-        self.progress.end_epoch(self, row)
+        self.journal.end_epoch(row)
 
     def out_of_patience(self) -> bool:
         return 0 < self.config.patience <= self.epoch - self.best["epoch"]
@@ -287,17 +284,16 @@ class Trainer:
         if self.device.type == "cpu":
             self.threads = self.threads or self._choose_threads(loader, threads)
             torch.set_num_threads(self.threads)
-        if self.out:
-            self._open_files()
-        self.progress = Progress(self, len(loader.dataset))
+        records, monitor = len(loader.dataset), self.config.monitor
+        self.journal = Journal(
+            self.out, epochs=self.config.epochs, records=records, monitor=monitor, history=self.history
+        )
         self._saved_at = time.monotonic()
         handlers = self._catch_signals()
         try:
             yield
         finally:
-            self.progress.close()
-            if self.out:
-                self._close_files()
+            self.journal.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             torch.set_num_threads(threads)
@@ -415,64 +411,7 @@ class Trainer:
         if self.lr_scheduler and self.config.scheduler != "OneCycleLR" and epoch > self.config.warmup:
             self.lr_scheduler.step(*([value] if self.config.scheduler == "ReduceLROnPlateau" else []))
 
-    def _open_files(self) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {self.out}: the folder cannot be made ({error.strerror}).") from None
-        self._csv = open(self.out / "history.csv", "w", encoding="utf-8", newline="")
-        self._board = SummaryWriter(str(self.out), purge_step=self.epoch + 1)
-        for row in self.history:
-            self._write_row(row)
-
-    def _write_row(self, row: dict) -> None:
-        writer = csv.DictWriter(self._csv, row.keys())
-        if self._csv.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
-        self._csv.flush()
-        for name, value in row.items():
-            if name != "epoch":
-                self._board.add_scalar(name, value, row["epoch"])
-
-    def _close_files(self) -> None:
-        self._csv.close()
-        self._board.close()
-
 
 def _clock(row: dict, started: float, samples: int) -> None:
     row["seconds"] = time.perf_counter() - started
     row["samples_per_second"] = samples / row["seconds"]
-
-
-class Progress:
-    """What a person sees of the loop: a bar on a terminal, about ten plain lines elsewhere."""
-
-    def __init__(self, trainer: Trainer, records: int):
-        self.records, self.shown_at = records, 0.0
-        self.every = max(1, trainer.config.epochs // 10)
-        self.bar = tqdm(
-            total=records * trainer.config.epochs, initial=records * trainer.epoch,
-            unit=" samples", unit_scale=True, dynamic_ncols=True, disable=None,
-        )  # fmt: skip
-
-    def show(self, trainer: Trainer, now: float) -> None:
-        """Bring the bar up to date, twice a second at most: reading the loss waits for the device."""
-        if self.bar.disable or now - self.shown_at < SHOW_SECONDS:
-            return
-        self.shown_at = now
-        monitor = trainer.config.monitor
-        latest = f", val {monitor} {trainer.history[-1][f'val/{monitor}']:.4f}" if trainer.history else ""
-        self.bar.set_description(f"epoch {trainer.epoch + 1}/{trainer.config.epochs}", refresh=False)
-        self.bar.set_postfix_str(f"loss {trainer.loss_sum.item() / trainer.samples:.4f}{latest}", refresh=False)
-        self.bar.update(trainer.epoch * self.records + trainer.samples - self.bar.n)
-
-    def end_epoch(self, trainer: Trainer, row: dict) -> None:
-        if self.bar.disable and (row["epoch"] == 1 or row["epoch"] % self.every == 0):
-            numbers = "  ".join(f"{name} {row[name]:.5g}" for name in row if "/" in name)
-            print(f"epoch {row['epoch']:>4}  {numbers}  {row['samples_per_second']:,.0f} samples/s", flush=True)
-
-    def close(self) -> None:
-        self.bar.close()

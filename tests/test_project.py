@@ -23,7 +23,8 @@ ALLOWED = {
     "augmentation": set(),
     "dataloader": {"augmentation", "config", "errors", "images", "preprocessing", "reader", "task"},
     "pipeline": {"errors", "images", "preprocessing", "model", "task"},
-    "trainer": {"config", "errors"},
+    "journal": {"errors"},
+    "trainer": {"config", "errors", "journal"},
     "train": {
         "augmentation",
         "config",

@@ -11,7 +11,7 @@ from conftest import TARGETS, quick_run, table_for
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-import trainer as trainer_module
+import journal
 from config import DataConfig, ModelConfig, TrainConfig
 from dataloader import make_loader
 from errors import UserError
@@ -287,8 +287,8 @@ def test_thread_count_follows_the_work():
 
 
 def test_the_bar_shows_loss_metric_and_speed(capsys, monkeypatch):
-    monkeypatch.setattr(trainer_module, "tqdm", lambda **o: __import__("tqdm").tqdm(**o | {"disable": False}))
-    monkeypatch.setattr(trainer_module, "SHOW_SECONDS", 0.0)
+    monkeypatch.setattr(journal, "tqdm", lambda **o: __import__("tqdm").tqdm(**o | {"disable": False}))
+    monkeypatch.setattr(journal, "SHOW_SECONDS", 0.0)
     make_trainer(epochs=3).fit(*loaders())
     shown = capsys.readouterr()
     assert (
