@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from augmentation import Augmentation
+from cells import DATE_FORMATS, canonical_codes, to_days
 from config import BUNDLED, DataConfig
 from errors import UserError, did_you_mean, naming
 from images import FILE, LABEL, ImagePreprocessor, PixelCache, digits_folder, read_class_folders, resolve_paths
-from preprocessing import DATE_FORMATS, TabularPreprocessor, canonical_codes, rows_per_pass, to_days
+from preprocessing import TabularPreprocessor, rows_per_pass
 from reader import read_table
 from task import Task, check_classes, class_counts, infer_kind
 

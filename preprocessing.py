@@ -12,23 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cells import BOOLEANS, DATE_FORMATS, canonical_codes, name_cell, to_booleans, to_days, to_numbers, to_text
 from errors import UserError, did_you_mean
 
-# What pandas takes for an empty cell, and the "?" and "-" of older tables
-NULLS = frozenset(
-    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
-     "NULL", "NaN", "None", "n/a", "nan", "null", "?", "-")
-)  # fmt: skip
-BOOLEANS = dict.fromkeys(("true", "yes", "y", "t", "on"), 1.0) | dict.fromkeys(("false", "no", "n", "f", "off"), 0.0)
-DATE_FORMATS = (
-    "ISO8601",
-    *(d + t for d in ("%Y/%m/%d", "%Y.%m.%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y년 %m월 %d일",
-                      "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y")
-      for t in ("", " %H:%M", " %H:%M:%S")),
-)  # fmt: skip
 # A number that says more than its value: 1,234 · $12 · 12 kg · 45% · 3 000 €
 DRESSED_NUMBER = re.compile(r"[^\w\s.+-]?\s*[+-]?\d[\d,. ']*\s*([^\W\d_]{1,6}[²³]?|%|[$€£¥₩])?")
-DAY = 86_400.0  # seconds
 DISTINCT_FEW = 20  # a column with no more values than this is a category even where some look like numbers
 
 
@@ -50,92 +38,6 @@ def as_frame(records) -> pd.DataFrame:
     frame = pd.DataFrame.from_records(records)
     frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
     return frame
-
-
-def canonical(value) -> str:
-    """Return one spelling for a value however it was read: 1, 1.0, "1" and "01" are "1"; True is "true"; null is "".
-
-    Labels and categories are compared by it, so that a csv, a parquet file and a JSON request mean the same.
-    """
-    if pd.api.types.is_scalar(value) and pd.isna(value):
-        return ""
-    if isinstance(value, (bool, np.bool_)):
-        return str(bool(value)).lower()
-    text = str(value).strip()
-    if text in NULLS:
-        return ""
-    if re.fullmatch(r"[+-]?\d+(\.0*)?", text):
-        return str(int(text.split(".")[0]))
-    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", text):
-        number = float(text)
-        return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
-    return text.lower() if text.lower() in ("true", "false") else text
-
-
-def canonical_codes(values: pd.Series) -> tuple[np.ndarray, list[str]]:
-    """Return (codes, keys): the canonical spelling of cell i is keys[codes[i]]; each key stands once, in any order."""
-    try:
-        raw_codes, raw = pd.factorize(values, use_na_sentinel=False)
-    except TypeError:  # lists and dicts from JSON
-        raw_codes, raw = pd.factorize(values.map(str), use_na_sentinel=False)
-    keys: dict[str, int] = {}
-    code_of = np.array([keys.setdefault(canonical(value), len(keys)) for value in raw.tolist()], dtype=np.int64)
-    return code_of[raw_codes] if len(code_of) else raw_codes, list(keys)
-
-
-def _strings(values: pd.Series) -> pd.Series:
-    """Return cells as stripped text, empty and null-like ones as missing."""
-    text = values.astype("str").str.strip()
-    return text.mask(text.isin(NULLS) | values.isna())
-
-
-def _first(values: pd.Series, wrong: np.ndarray) -> str:
-    """Name the first wrong cell: "row 17, column 'age': 'abc'"."""
-    at = int(np.flatnonzero(wrong)[0])
-    return f"row {values.index[at]}, column {values.name!r}: {str(values.iloc[at])!r}"
-
-
-def to_numbers(values: pd.Series, hint: str = "") -> np.ndarray:
-    """Return a column as float64, missing cells as NaN.
-
-    Raises UserError, which names the row and `hint` (what to do), where a cell is no number or is infinite.
-    """
-    if pd.api.types.is_numeric_dtype(values.dtype):
-        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
-    else:
-        text = _strings(values)
-        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        wrong = np.isnan(numbers) & text.notna().to_numpy()
-        if wrong.any():
-            raise UserError(f"{_first(values, wrong)} is not a plain number. {hint}")
-    if np.isinf(numbers).any():
-        raise UserError(f"{_first(values, np.isinf(numbers))} is infinite. Empty the cell or leave out the row.")
-    return numbers
-
-
-def to_booleans(values: pd.Series) -> np.ndarray:
-    """Return a column as float64 0 and 1, missing cells as NaN. Raises UserError for any other word."""
-    codes, keys = canonical_codes(values)
-    known = BOOLEANS | {"0": 0.0, "1": 1.0, "": np.nan}
-    numbers = np.array([known.get(key.lower(), np.inf) for key in keys])[codes]
-    if np.isinf(numbers).any():
-        raise UserError(f"{_first(values, np.isinf(numbers))} is not a boolean such as true, false, yes, no, 0, 1.")
-    return numbers
-
-
-def to_days(values: pd.Series, form: str) -> np.ndarray:
-    """Return dates as float64 days since 1970, missing cells as NaN. Raises UserError where `form` does not fit."""
-    if pd.api.types.is_datetime64_any_dtype(values.dtype):
-        dates = values
-    else:
-        text = _strings(values)
-        dates = pd.to_datetime(text, format=form, errors="coerce", utc=True)
-        wrong = (dates.isna() & text.notna()).to_numpy()
-        if wrong.any():
-            raise UserError(f"{_first(values, wrong)} is not a date in the form {form} of the training data.")
-    dates = pd.DatetimeIndex(dates)
-    dates = dates.tz_convert("UTC").tz_localize(None) if dates.tz is not None else dates
-    return np.where(dates.isna(), np.nan, dates.as_unit("us").asi8 / (DAY * 1e6))
 
 
 def _date_format(text: pd.Series) -> str:
@@ -167,7 +69,7 @@ def infer_kind(values: pd.Series, min_freq: int) -> tuple[str, str]:
         return ("date", "") if present.nunique() > 1 else ("constant", "one value only")
     if pd.api.types.is_numeric_dtype(values.dtype):
         return _infer_number(values, to_numbers(values))
-    text = _strings(values)
+    text = to_text(values)
     present = text.dropna()
     distinct = present.nunique()
     if distinct == 0 or (distinct == 1 and len(present) == len(text)):
@@ -209,7 +111,7 @@ def _refuse_dressed_numbers(values: pd.Series, present: pd.Series, numbers: pd.S
     if (plain >= 0.5 and dressed == 1) or stray_words or all_dressed:
         wrong = values.index.isin(rest.index[:1])
         raise UserError(
-            f"{_first(values, wrong)} is not a plain number: write it without units and thousands separators, "
+            f"{name_cell(values, wrong)} is not a plain number: write it without units and thousands separators, "
             f"or give --columns {values.name}=category (or =drop)."
         )
 
@@ -254,7 +156,7 @@ def _fit_category(values: pd.Series, min_freq: int) -> dict:
 
 def _fit_date(values: pd.Series) -> dict:
     is_date = pd.api.types.is_datetime64_any_dtype(values.dtype)
-    form = "ISO8601" if is_date else _date_format(_strings(values))
+    form = "ISO8601" if is_date else _date_format(to_text(values))
     if not form:
         raise UserError(f"column {values.name!r} is no date in any one form: give --columns {values.name}=category.")
     days = to_days(values, form)

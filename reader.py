@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cells import NULLS
 from errors import UserError
-from preprocessing import NULLS
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 HEAD = 1 << 20  # bytes read to find out how a file is written

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cells import canonical, canonical_codes, to_numbers
 from errors import UserError
-from preprocessing import canonical, canonical_codes, to_numbers
 
 REGRESSION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
+from cells import canonical, to_numbers
 from config import DataConfig
 from dataloader import load_splits
 from errors import UserError
-from preprocessing import TabularPreprocessor, canonical, infer_kind, to_numbers
+from preprocessing import TabularPreprocessor, infer_kind
 
 
 def fit(records, kinds=None, scaling="standard", min_freq=3) -> TabularPreprocessor:

@@ -1,0 +1,108 @@
+"""One cell of a table → one value: numbers, booleans, dates, and the canonical spelling of labels and categories."""
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from errors import UserError
+
+# What pandas takes for an empty cell, and the "?" and "-" of older tables
+NULLS = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+     "NULL", "NaN", "None", "n/a", "nan", "null", "?", "-")
+)  # fmt: skip
+BOOLEANS = dict.fromkeys(("true", "yes", "y", "t", "on"), 1.0) | dict.fromkeys(("false", "no", "n", "f", "off"), 0.0)
+DATE_FORMATS = (
+    "ISO8601",
+    *(d + t for d in ("%Y/%m/%d", "%Y.%m.%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y년 %m월 %d일",
+                      "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y")
+      for t in ("", " %H:%M", " %H:%M:%S")),
+)  # fmt: skip
+DAY = 86_400.0  # seconds
+
+
+def canonical(value) -> str:
+    """Return one spelling for a value however it was read: 1, 1.0, "1" and "01" are "1"; True is "true"; null is "".
+
+    Labels and categories are compared by it, so that a csv, a parquet file and a JSON request mean the same.
+    """
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value)).lower()
+    text = str(value).strip()
+    if text in NULLS:
+        return ""
+    if re.fullmatch(r"[+-]?\d+(\.0*)?", text):
+        return str(int(text.split(".")[0]))
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", text):
+        number = float(text)
+        return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
+def canonical_codes(values: pd.Series) -> tuple[np.ndarray, list[str]]:
+    """Return (codes, keys): the canonical spelling of cell i is keys[codes[i]]; each key stands once, in any order."""
+    try:
+        raw_codes, raw = pd.factorize(values, use_na_sentinel=False)
+    except TypeError:  # lists and dicts from JSON
+        raw_codes, raw = pd.factorize(values.map(str), use_na_sentinel=False)
+    keys: dict[str, int] = {}
+    code_of = np.array([keys.setdefault(canonical(value), len(keys)) for value in raw.tolist()], dtype=np.int64)
+    return code_of[raw_codes] if len(code_of) else raw_codes, list(keys)
+
+
+def to_text(values: pd.Series) -> pd.Series:
+    """Return cells as stripped text, empty and null-like ones as missing."""
+    text = values.astype("str").str.strip()
+    return text.mask(text.isin(NULLS) | values.isna())
+
+
+def name_cell(values: pd.Series, wrong: np.ndarray) -> str:
+    """Name the first wrong cell: "row 17, column 'age': 'abc'"."""
+    at = int(np.flatnonzero(wrong)[0])
+    return f"row {values.index[at]}, column {values.name!r}: {str(values.iloc[at])!r}"
+
+
+def to_numbers(values: pd.Series, hint: str = "") -> np.ndarray:
+    """Return a column as float64, missing cells as NaN.
+
+    Raises UserError, which names the row and `hint` (what to do), where a cell is no number or is infinite.
+    """
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        text = to_text(values)
+        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong = np.isnan(numbers) & text.notna().to_numpy()
+        if wrong.any():
+            raise UserError(f"{name_cell(values, wrong)} is not a plain number. {hint}")
+    if np.isinf(numbers).any():
+        raise UserError(f"{name_cell(values, np.isinf(numbers))} is infinite. Empty the cell or leave out the row.")
+    return numbers
+
+
+def to_booleans(values: pd.Series) -> np.ndarray:
+    """Return a column as float64 0 and 1, missing cells as NaN. Raises UserError for any other word."""
+    codes, keys = canonical_codes(values)
+    known = BOOLEANS | {"0": 0.0, "1": 1.0, "": np.nan}
+    numbers = np.array([known.get(key.lower(), np.inf) for key in keys])[codes]
+    if np.isinf(numbers).any():
+        raise UserError(f"{name_cell(values, np.isinf(numbers))} is not a boolean such as true, false, yes, no, 0, 1.")
+    return numbers
+
+
+def to_days(values: pd.Series, form: str) -> np.ndarray:
+    """Return dates as float64 days since 1970, missing cells as NaN. Raises UserError where `form` does not fit."""
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        dates = values
+    else:
+        text = to_text(values)
+        dates = pd.to_datetime(text, format=form, errors="coerce", utc=True)
+        wrong = (dates.isna() & text.notna()).to_numpy()
+        if wrong.any():
+            raise UserError(f"{name_cell(values, wrong)} is not a date in the form {form} of the training data.")
+    dates = pd.DatetimeIndex(dates)
+    dates = dates.tz_convert("UTC").tz_localize(None) if dates.tz is not None else dates
+    return np.where(dates.isna(), np.nan, dates.as_unit("us").asi8 / (DAY * 1e6))
