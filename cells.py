@@ -93,6 +93,22 @@ def to_booleans(values: pd.Series) -> np.ndarray:
     return numbers
 
 
+def date_format(text: pd.Series) -> str:
+    """Return the first of DATE_FORMATS that fits every cell, or ""."""
+    text = text.dropna().drop_duplicates()
+    looks_like_date = text.str.contains(r"\d.*[-/.:년 ].*\d", regex=True)
+    if text.empty or not looks_like_date.all():
+        return ""
+    for form in DATE_FORMATS:
+        if form == "ISO8601" and not text.str.match(r"\d{4}-\d{2}-\d{2}").all():
+            continue  # the standard would take 1234-05 or 2020 10 for dates, too
+        if all(
+            pd.to_datetime(cells, format=form, errors="coerce", utc=True).notna().all() for cells in (text[:100], text)
+        ):
+            return form
+    return ""
+
+
 def to_days(values: pd.Series, form: str) -> np.ndarray:
     """Return dates as float64 days since 1970, missing cells as NaN. Raises UserError where `form` does not fit."""
     if pd.api.types.is_datetime64_any_dtype(values.dtype):

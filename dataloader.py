@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from augmentation import Augmentation
-from cells import DATE_FORMATS, canonical_codes, to_days
+from cells import canonical_codes, date_format, to_days, to_text
 from config import BUNDLED, DataConfig
 from errors import UserError, did_you_mean, naming
 from images import FILE, LABEL, ImagePreprocessor, PixelCache, digits_folder, read_class_folders, resolve_paths
@@ -201,8 +201,8 @@ def split_rows(
     if kind == "regression":
         labels = None
     else:
-        labels, _ = canonical_codes(table[target])
-        counts = class_counts(table[target])
+        labels, keys = canonical_codes(table[target])
+        counts = class_counts(labels, keys)
         check_classes(counts, target, kind, fewest=1 + sum(size > 0 for size in sizes.values()))
         if not (config.group or config.time) and any(0 < size < len(counts) for size in sizes.values()):
             raise UserError(f"{count} rows are too few to show each of {len(counts)} classes in every split.")
@@ -243,17 +243,13 @@ def _split_by_time(values: pd.Series, sizes: dict[str, int]) -> tuple[np.ndarray
     if pd.api.types.is_numeric_dtype(values.dtype):
         moments = values.to_numpy(dtype=np.float64)
     else:
-        moments = None
-        for form in DATE_FORMATS:
-            try:
-                moments = to_days(values, form)
-                break
-            except UserError:
-                continue
-        if moments is None:
+        is_date = pd.api.types.is_datetime64_any_dtype(values.dtype)
+        form = "ISO8601" if is_date else date_format(to_text(values))
+        if not form:
             raise UserError(
                 f"--time {values.name}: row {values.index[0]} is {values.iloc[0]!r}, no date and no number."
             )
+        moments = to_days(values, form)
     if np.isnan(moments).any():
         raise UserError(f"--time {values.name}: row {values.index[np.isnan(moments).argmax()]} has no value.")
     ordered, count = np.sort(moments), len(moments)
@@ -323,18 +319,24 @@ def choose_batch_size(rows: int) -> int:
     return min(1024, max(32, 2 ** round(math.log2(max(1, rows / 20)))))
 
 
+def _loaders(splits: Splits, task: Task, batch_size: int, inputs_of, finish_training=_as_is, finish=_as_is):
+    """Return the loaders of the three splits; `inputs_of` turns records into a tensor, `finish…` completes a batch."""
+    batch_size = batch_size or choose_batch_size(len(splits.train))
+    loaders = []
+    parts = zip((splits.train, splits.val, splits.test), splits.sources, (True, False, False), strict=True)
+    for records, source, training in parts:
+        with naming(source):
+            inputs, targets = inputs_of(records), task.encode(records[splits.target])
+        size, last = (batch_size, finish_training) if training else (rows_per_pass(inputs), finish)
+        loaders.append(make_loader(inputs, targets, size, shuffle=training, finish=last))
+    return tuple(loaders)
+
+
 def make_loaders(
     splits: Splits, preprocessor: TabularPreprocessor, task: Task, batch_size: int
 ) -> tuple[DataLoader, DataLoader, DataLoader]:
     """Return the loaders of the train (shuffled), validation and test splits. batch_size 0: see `choose_batch_size`."""
-    batch_size = batch_size or choose_batch_size(len(splits.train))
-    loaders = []
-    parts = zip((splits.train, splits.val, splits.test), splits.sources, (True, False, False), strict=True)
-    for records, source, shuffle in parts:
-        with naming(source):
-            inputs, targets = preprocessor(records), task.encode(records[splits.target])
-        loaders.append(make_loader(inputs, targets, batch_size if shuffle else rows_per_pass(inputs), shuffle=shuffle))
-    return tuple(loaders)
+    return _loaders(splits, task, batch_size, preprocessor)
 
 
 def make_image_loaders(
@@ -349,20 +351,12 @@ def make_image_loaders(
 ) -> tuple[DataLoader, DataLoader, DataLoader]:
     """As `make_loaders`, of images: the pixels stay bytes, and a batch is moved to the device, augmented (in training
     alone) and normalised there as one."""
-    batch_size = batch_size or choose_batch_size(len(splits.train))
-    size, channels = preprocessor.size, preprocessor.channels
 
-    def finish(batch, augmentation=None):
-        pixels = batch[0].to(device, non_blocking=True)
-        return preprocessor.normalise(augmentation(pixels) if augmentation else pixels), batch[1]
+    def pixels_of(records: pd.DataFrame) -> Tensor:
+        return cache.get(records, preprocessor.column, preprocessor.size, preprocessor.channels)[0]
 
-    loaders = []
-    parts = zip((splits.train, splits.val, splits.test), splits.sources, (True, False, False), strict=True)
-    for records, source, shuffle in parts:
-        pixels, _ = cache.get(records, preprocessor.column, size, channels)
-        with naming(source):
-            targets = task.encode(records[splits.target])
-        change = functools.partial(finish, augmentation=augmentation if shuffle else None)
-        size_of_batch = batch_size if shuffle else min(256, rows_per_pass(pixels))
-        loaders.append(make_loader(pixels, targets, size_of_batch, shuffle=shuffle, finish=change))
-    return tuple(loaders)
+    def finish(batch, change=_as_is):
+        return preprocessor.normalise(change(batch[0].to(device, non_blocking=True))), batch[1]
+
+    finish_training = functools.partial(finish, change=augmentation) if augmentation else finish
+    return _loaders(splits, task, batch_size, pixels_of, finish_training, finish)

@@ -34,7 +34,7 @@ def naming(source: str):
         raise UserError(f"{source}: {error}") from None
 
 
-def parse_flags(config: type, *, description: str, default=None, args: list[str] | None = None):
+def parse_flags(config: type, *, description: str, default=None):
     """Turn the command line into a `config` dataclass with tyro; raise UserError in one line where it is wrong.
 
     tyro reports in a box over many lines; a user's terminal and a script's log both want the sentence alone.
@@ -45,13 +45,7 @@ def parse_flags(config: type, *, description: str, default=None, args: list[str]
     options = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                config,
-                args=args,
-                description=description,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-                **options,
-            )
+            return tyro.cli(config, description=description, config=(tyro.conf.OmitArgPrefixes,), **options)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

@@ -33,7 +33,7 @@ GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def is_image_file(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+    return path.is_file() and path.suffix.lower() in ENDINGS and not path.name.startswith(".")
 
 
 def read_class_folders(folder: str | Path, notes: list[str]) -> pd.DataFrame:
@@ -95,10 +95,9 @@ def find_images(source: str) -> pd.DataFrame | None:
     path = Path(source)
     if path.is_file() and path.suffix.lower() in ENDINGS:
         files = [path]
-    elif path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and is_image_file(p))
-    elif glob.has_magic(source):
-        files = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file() and is_image_file(p))
+    elif path.is_dir() or glob.has_magic(source):
+        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))
+        files = sorted(filter(is_image_file, found))
     else:
         return None
     if not files:
@@ -109,9 +108,13 @@ def find_images(source: str) -> pd.DataFrame | None:
 # ---------------------------------------------------------------- records → pixels
 
 
+def _name(cell: str | bytes) -> str:
+    return "an image" if isinstance(cell, bytes) or str(cell).startswith(PNG_URL) else str(cell)
+
+
 def _open(cell: str | bytes) -> Image.Image:
     """Open an image without decoding it. A cell is a path, the bytes of a file, or a data URL with a png."""
-    name = "an image" if isinstance(cell, bytes) or str(cell).startswith(PNG_URL) else str(cell)
+    name = _name(cell)
     try:
         if isinstance(cell, str) and cell.startswith(PNG_URL):
             cell = base64.b64decode(cell.removeprefix(PNG_URL))
@@ -150,8 +153,7 @@ def read_pixels(cell: str | bytes, size: int, channels: int) -> np.ndarray:
             image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))  # jpeg: decode no larger than needed
             seen = _as_seen(image, channels)
         except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-            name = cell if isinstance(cell, str) and not cell.startswith(PNG_URL) else "an image"
-            raise UserError(f"{name}: the image is broken ({error}).") from None
+            raise UserError(f"{_name(cell)}: the image is broken ({error}).") from None
     if seen.size != (size, size):
         seen = ImageOps.fit(seen, (size, size), Image.Resampling.BICUBIC)  # the short side fills, the long is cropped
     pixels = np.asarray(seen)
@@ -231,7 +233,10 @@ class ImagePreprocessor:
 
         image_size: pixels of a side, 0 = the median short side, 128 at most.
         """
-        headers = [_header(cell) for cell in records[column] if not cache.skip_broken or _readable(cell)]
+        headers, skipped = [], (UserError,) if cache.skip_broken else ()
+        for cell in records[column]:
+            with contextlib.suppress(*skipped), _open(cell) as image:
+                headers.append((image.size, image.mode))
         if not headers:
             raise UserError("no image can be read.")
         size = image_size or int(min(LARGEST_SIZE, np.median([min(size) for size, _ in headers])))
@@ -293,15 +298,3 @@ class ImagePreprocessor:
         """(column, kind, what becomes of it), to show to a person."""
         colour = "grey" if self.channels == 1 else "RGB"
         return [(self.column, "image", f"short side to {self.size}, centre crop; {colour}, mean 0 and deviation 1")]
-
-
-def _header(cell) -> tuple[tuple[int, int], str]:
-    with _open(cell) as image:
-        return image.size, image.mode
-
-
-def _readable(cell) -> bool:
-    try:
-        return bool(_header(cell))
-    except UserError:
-        return False

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cells import BOOLEANS, DATE_FORMATS, canonical_codes, name_cell, to_booleans, to_days, to_numbers, to_text
+from cells import BOOLEANS, canonical_codes, date_format, name_cell, to_booleans, to_days, to_numbers, to_text
 from errors import UserError, did_you_mean
 
 # A number that says more than its value: 1,234 · $12 · 12 kg · 45% · 3 000 €
@@ -21,8 +21,9 @@ DISTINCT_FEW = 20  # a column with no more values than this is a category even w
 
 
 def rows_per_pass(x: Tensor) -> int:
-    """Return how many records go through a network at once where no gradient is kept: about 64 MB of inputs."""
-    return max(1, min(8192, 2**24 // max(1, x[:1].numel())))
+    """Return how many records go through a network at once where no gradient is kept: about 64 MB of inputs, and
+    fewer images, which grow by the channels of a network."""
+    return max(1, min(8192 if x.dim() == 2 else 256, 2**24 // max(1, x[:1].numel())))
 
 
 def spread(records: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -38,22 +39,6 @@ def as_frame(records) -> pd.DataFrame:
     frame = pd.DataFrame.from_records(records)
     frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
     return frame
-
-
-def _date_format(text: pd.Series) -> str:
-    """Return the first of DATE_FORMATS that fits every cell, or ""."""
-    text = text.dropna().drop_duplicates()
-    looks_like_date = text.str.contains(r"\d.*[-/.:년 ].*\d", regex=True)
-    if text.empty or not looks_like_date.all():
-        return ""
-    for form in DATE_FORMATS:
-        if form == "ISO8601" and not text.str.match(r"\d{4}-\d{2}-\d{2}").all():
-            continue  # the standard would take 1234-05 or 2020 10 for dates, too
-        if all(
-            pd.to_datetime(cells, format=form, errors="coerce", utc=True).notna().all() for cells in (text[:100], text)
-        ):
-            return form
-    return ""
 
 
 def infer_kind(values: pd.Series, min_freq: int) -> tuple[str, str]:
@@ -81,7 +66,7 @@ def infer_kind(values: pd.Series, min_freq: int) -> tuple[str, str]:
     if numbers.notna().all():
         return _infer_number(text, numbers.to_numpy(dtype=np.float64))
     _refuse_dressed_numbers(values, present, numbers)
-    if form := _date_format(present):
+    if form := date_format(present):
         return "date", form
     return _infer_words(present, distinct, min_freq)
 
@@ -107,7 +92,7 @@ def _refuse_dressed_numbers(values: pd.Series, present: pd.Series, numbers: pd.S
     dressed = rest.drop_duplicates().map(lambda t: DRESSED_NUMBER.fullmatch(t) is not None).mean()
     many = present.nunique() > DISTINCT_FEW  # few are categories: "36 months" and "60 months", or 0, 1, 2, 3+
     stray_words = plain >= 0.9 and many
-    all_dressed = dressed >= 0.8 and many and not _date_format(present)
+    all_dressed = dressed >= 0.8 and many and not date_format(present)
     if (plain >= 0.5 and dressed == 1) or stray_words or all_dressed:
         wrong = values.index.isin(rest.index[:1])
         raise UserError(
@@ -156,7 +141,7 @@ def _fit_category(values: pd.Series, min_freq: int) -> dict:
 
 def _fit_date(values: pd.Series) -> dict:
     is_date = pd.api.types.is_datetime64_any_dtype(values.dtype)
-    form = "ISO8601" if is_date else _date_format(to_text(values))
+    form = "ISO8601" if is_date else date_format(to_text(values))
     if not form:
         raise UserError(f"column {values.name!r} is no date in any one form: give --columns {values.name}=category.")
     days = to_days(values, form)

@@ -87,7 +87,7 @@ class Task:
             return cls(kind, name, [], float(numbers.mean()), float(numbers.std()), loss, [], 0.0)
         if loss != "auto":
             raise UserError(f"--loss {loss} is for regression; {kind} classification has cross-entropy.")
-        counts = class_counts(targets)
+        counts = class_counts(*canonical_codes(targets))
         check_classes(counts, name, kind)
         classes = [_plain(key) for key in counts]
         if len({int if isinstance(c, float) else type(c) for c in classes}) > 1:
@@ -256,9 +256,8 @@ class Task:
         ]
 
 
-def class_counts(targets: pd.Series) -> dict[str, int]:
-    """Count the rows of each class, by its canonical spelling."""
-    codes, keys = canonical_codes(targets)
+def class_counts(codes: np.ndarray, keys: list[str]) -> dict[str, int]:
+    """Count the rows of each class, by its canonical spelling, from what `canonical_codes` returns."""
     return dict(zip(keys, np.bincount(codes).tolist(), strict=True))
 
 

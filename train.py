@@ -76,12 +76,13 @@ def train(
         if is_new and not (out / "last.pt").exists():
             shutil.rmtree(out, ignore_errors=True)  # nothing was learned yet: leave nothing half-made behind
         raise
+    logits, targets = trainer.logits(loaders[2])  # the one look at the test split
     result = Run(
         pipeline=pipeline,
         history=pd.DataFrame(history),
         val={k.removeprefix("val/"): v for k, v in history[trainer.best["epoch"] - 1].items() if k.startswith("val/")},
-        test=trainer.evaluate(loaders[2]),
-        predictions=_test_predictions(splits, pipeline),
+        test=pipeline.task.measure(logits, targets),
+        predictions=_test_predictions(splits, pipeline.answers(logits, splits.test)),
         out=out,
     )
     _write_run(result, trainer, splits, config)
@@ -218,8 +219,7 @@ def _write_contact_sheet(out: Path, loader, preprocessor, seed: int) -> None:
         raise UserError(f"--out {out}: cannot be written to ({error.strerror}).") from None
 
 
-def _test_predictions(splits, pipeline):
-    answers = pipeline.predict(splits.test)
+def _test_predictions(splits, answers):
     answers.insert(0, "target", splits.test[splits.target])
     if splits.image:
         answers["file"] = answers.pop("file")  # to the end, where it disturbs nobody

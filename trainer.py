@@ -193,6 +193,10 @@ class Trainer:
 
     def evaluate(self, loader: DataLoader) -> dict[str, float]:
         """Return loss and metrics over all records of a loader, measured once on all logits together."""
+        return self.task.measure(*self.logits(loader))
+
+    def logits(self, loader: DataLoader) -> tuple[Tensor, Tensor]:
+        """Return logits (N, out_features) and targets (N,) of all records of a loader, in its order, on the CPU."""
         self.model.eval()
         logits, targets = [], []
         with torch.inference_mode():
@@ -200,7 +204,7 @@ class Trainer:
                 logits.append(self.model(inputs.to(self.device, non_blocking=True)))
                 targets.append(batch_targets)
                 self._stop_if_interrupted()
-            return self.task.measure(torch.cat(logits).cpu(), torch.cat(targets).cpu())
+            return torch.cat(logits).cpu(), torch.cat(targets).cpu()
 
     # ------------------------------------------------------------ between steps and epochs
 
@@ -224,7 +228,6 @@ class Trainer:
         lr, samples, value = self.optimizer.param_groups[0]["lr"], self.samples, val[self.config.monitor]
         self.epoch, self.position, self.samples = self.epoch + 1, 0, 0
         self.loss_sum.zero_()
-        self.finite_batches.zero_()
         if value > self.best["value"] if self.higher_is_better else value < self.best["value"]:
             weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
             self.best = {"epoch": self.epoch, "value": value, "state_dict": weights}
@@ -277,7 +280,7 @@ class Trainer:
         self.warmup_steps = 0 if self.config.scheduler == "OneCycleLR" else self.config.warmup * steps_per_epoch
         self.lr_scheduler = build_lr_scheduler(self.optimizer, self.config, steps_per_epoch, self.higher_is_better)
         if self._resumed:
-            self._restore(self._resumed, self.batches)
+            self._restore(self._resumed)
             if self.epoch >= self.config.epochs or self.out_of_patience():
                 print(f"nothing left to train after epoch {self.epoch}: raise --epochs, or --patience, to go on")
         threads = torch.get_num_threads()
@@ -379,9 +382,9 @@ class Trainer:
                 raise UserError(f"--{name} {typed}: the run was begun with {before}. Keep that, or begin a new run.")
         self._resumed = training
 
-    def _restore(self, state: dict, batches: int) -> None:
+    def _restore(self, state: dict) -> None:
         """Take over a saved state. The schedule is gone through again, as the flags are now: typed ones win."""
-        batching = {"accumulate": self.config.accumulate, "batches": batches}
+        batching = {"accumulate": self.config.accumulate, "batches": self.batches}
         if state["position"] and any(state["flags"][name] != now for name, now in batching.items()):
             raise UserError(
                 "--batch-size and --accumulate cannot change in the middle of an epoch, which is where this run "
