@@ -53,6 +53,18 @@ def canonical_codes(values: pd.Series) -> tuple[np.ndarray, list[str]]:
     return code_of[raw_codes] if len(code_of) else raw_codes, list(keys)
 
 
+def frame_of(records: list[dict]) -> pd.DataFrame:
+    """Return dicts as a table; a key that only some of them have is an empty cell in the others."""
+    try:
+        return pd.DataFrame.from_records(records)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and no encoding can
+        whole = [
+            {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in record.items()}
+            for record in records
+        ]
+        return pd.DataFrame.from_records(whole)
+
+
 def to_text(values: pd.Series) -> pd.Series:
     """Return cells as stripped text, empty and null-like ones as missing."""
     text = values.astype("str").str.strip()

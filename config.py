@@ -10,9 +10,10 @@ from typing import Literal
 
 from errors import UserError, did_you_mean
 
-BUNDLED = ("breast_cancer", "wine", "diabetes", "digits")
+BUNDLED = ("breast_cancer", "wine", "diabetes", "digits", "docstrings")
 TABLE = "(a DataFrame)"  # in place of a file's name, where `train` was given one
 INF = float("inf")
+CLEANING = ("unicode", "html", "repeats", "marks", "case")
 COLUMN_KINDS = ("number", "category", "boolean", "date", "drop")
 
 
@@ -41,12 +42,14 @@ class DataConfig:
     """what to learn from, and what to learn"""
 
     data: str = "breast_cancer"
-    """A csv, tsv, jsonl or parquet file (also .gz), a folder of images (<class>/*, or train, val and test of these),
-    or a bundled example: breast_cancer, wine, diabetes, digits."""
+    """A csv, tsv, jsonl or parquet file (also .gz), a folder of images or of .txt files (<class>/*, or train, val and
+    test of these), or a bundled example: breast_cancer, wine, diabetes, digits, docstrings."""
     target: str = ""
-    """The column to predict. Bundled examples and folders of images know theirs."""
+    """The column to predict. Bundled examples and folders know theirs."""
     image: str = ""
     """The column of a table that holds paths of images, from the table's folder."""
+    text: str = ""
+    """The column of a table that holds text; found without asking where nothing else is there to learn from."""
     task: Literal["auto", "binary", "multiclass", "regression"] = "auto"
     """The kind of problem; auto tells it from the target's values."""
     columns: tuple[str, ...] = ()
@@ -68,7 +71,17 @@ class DataConfig:
     scaling: Literal["standard", "quantile", "none"] = "standard"
     """Numbers: to mean 0 and deviation 1, to a normal distribution by rank, or as they are."""
     min_freq: int = 3
-    """Categories seen in fewer training rows than this share the code of unknown ones."""
+    """Categories, words and n-grams seen in fewer training rows than this share the code of unknown ones."""
+    clean: tuple[Literal["unicode", "html", "repeats", "marks", "case"], ...] = CLEANING
+    """Steps of cleaning texts: one code for what looks the same, tags and entities, sooo → soo, marks for addresses
+    and digits, lower case. None given = none."""
+    segment: Literal["auto", "ngrams", "words", "subwords", "characters"] = "auto"
+    """Parts of texts: n-grams of characters in words, words, byte-pair sub-words, characters; auto: the network's own
+    (ngrams for bag, subwords for transformer)."""
+    vocab_size: int = 0
+    """Known parts of texts at most, the most frequent; 0 = 262144 n-grams, 30000 words, 8000 sub-words."""
+    max_length: int = 0
+    """Longest text that is read, in characters (ngrams) or tokens; 0 = all but the longest 1 % of training texts."""
     image_size: int = 0
     """Pixels of an image's side for the network; 0 = chosen from the training images, 128 at most."""
     augment: Literal["none", "light", "standard", "strong"] = "standard"
@@ -82,8 +95,10 @@ class DataConfig:
 
     def __post_init__(self):
         _within(self, val_split=(0, 1), test_split=(0, 1), image_size=(0, 4096), min_freq=(1, INF), batch_size=(0, INF))
+        _within(self, vocab_size=(0, 2**22), max_length=(0, INF))
         shares = self.val_split, self.test_split
         _check(min(shares) > 0 and sum(shares) < 1, "--val-split and --test-split leave no rows to one of the splits.")
+        _check(not (self.image and self.text), "--image and --text: a network reads one of them, not both.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
         _check(self.batch_size != 1, "--batch-size is 2 rows or more, which batch normalisation needs, not 1.")
         _check(self.image_size not in (1, 2, 3), f"--image-size is 4 or more, not {self.image_size}.")
@@ -116,9 +131,11 @@ class ModelConfig:
     """the network"""
 
     model: str = "auto"
-    """A name in MODELS of model.py; auto takes the one for the kind of data: mlp for tables, cnn for images."""
+    """A name in MODELS of model.py; auto: mlp for tables, cnn for images, bag for texts. transformer reads texts in
+    order; hf:NAME fine-tunes a Hugging Face encoder (where transformers is installed)."""
     hidden: tuple[int, ...] = ()
-    """Widths of the hidden layers, or channels of a cnn's stages; none given = 128 64 for mlp, 32 64 128 for cnn."""
+    """Widths of the hidden layers, or channels of a cnn's stages; none given = 128 64 for mlp, 32 64 128 for cnn,
+    32 for bag, 64 64 for transformer."""
     activation: Literal["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"] = "relu"
     """What follows each hidden layer."""
     batch_norm: bool = True
@@ -128,7 +145,11 @@ class ModelConfig:
 
     def __post_init__(self):
         names = ["auto", *model_names()]
-        _check(self.model in names, f"--model {self.model}: no such network.{did_you_mean(self.model, names)}")
+        _check(self.model != "hf", "--model hf needs a name: hf:bert-base-multilingual-cased.")
+        _check(
+            self.model in names or self.model.startswith("hf:"),
+            f"--model {self.model}: no such network.{did_you_mean(self.model, names)}",
+        )
         hidden = " ".join(map(str, self.hidden))
         _check(all(width >= 1 for width in self.hidden), f"--hidden takes widths of 1 or more, not {hidden}.")
         _within(self, dropout=(0, 0.99))

@@ -16,10 +16,12 @@ from augmentation import Augmentation
 from cells import canonical_codes, date_format, to_days, to_text
 from config import BUNDLED, DataConfig
 from errors import UserError, did_you_mean, naming
-from images import FILE, LABEL, ImagePreprocessor, PixelCache, digits_folder, read_class_folders, resolve_paths
-from preprocessing import TabularPreprocessor, rows_per_pass
-from reader import read_table
+from images import ENDINGS, ImagePreprocessor, PixelCache, digits_folder, is_image_file, resolve_paths
+from preprocessing import infer_kind as infer_column
+from preprocessing import rows_per_pass
+from reader import FILE, LABEL, is_text_file, read_class_folders, read_table, read_text_file
 from task import Task, check_classes, class_counts, infer_kind
+from text import load_docstrings
 
 
 def load_bundled(name: str) -> tuple[pd.DataFrame, str]:
@@ -48,6 +50,7 @@ class Splits:
     target: str
     kind: str
     image: str  # the column that holds images, "" for a table
+    text: str  # the column that holds texts, "" for a table
     sources: list[str]  # where the records of each split come from
     notes: list[str]
 
@@ -58,7 +61,7 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     Raises UserError for every kind of bad data, naming file, row or column.
     """
     notes: list[str] = []
-    tables, sources, target, image = _read_all(config, table, notes)
+    tables, sources, target, image, text = _read_all(config, table, notes)
     for part, source in zip(tables, sources, strict=True):
         if part is not None:
             _check_columns(part, config, target, source)
@@ -94,6 +97,7 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
         target=target,
         kind=kind,
         image=image,
+        text=text,
         sources=sources,
         notes=notes,
     )
@@ -101,36 +105,83 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
 
 def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
     """Read what the flags name: ([all or train records, validation or None, test or None], what each is called,
-    the target, the column of images or "")."""
-    paths, target, image = [config.data, config.val_data, config.test_data], config.target, config.image
+    the target, the column of images or "", the column of texts or "")."""
+    paths, target, image, text = (
+        [config.data, config.val_data, config.test_data],
+        config.target,
+        config.image,
+        config.text,
+    )
     if table is not None:
         paths[0] = "table"
         table = table.set_axis([str(name) for name in table.columns], axis=1)
         table = table.reset_index(drop=True) if isinstance(table.index, pd.MultiIndex) else table
     elif config.data == "digits":
-        table, target, image = read_class_folders(digits_folder(), notes), target or LABEL, FILE
+        table, target, image = read_class_folders(digits_folder(), is_image_file, notes), target or LABEL, FILE
+    elif config.data == "docstrings":
+        table, target, text = load_docstrings(), target or "package", text or "docstring"
     elif config.data in BUNDLED:
         table, usual_target = load_bundled(config.data)
         target = target or usual_target
     else:
         config.check_files()
         if Path(config.data).is_dir():
-            target, image = target or LABEL, FILE
+            target = target or LABEL
             paths = [given or found for given, found in zip(("", *paths[1:]), _split_folders(config.data), strict=True)]
+            image, text = _what_is_in(paths[0])
 
     def read(path: str) -> pd.DataFrame:
         if Path(path).is_dir():
-            return read_class_folders(path, notes)
-        records = read_table(path)
+            records = read_class_folders(path, is_image_file if image else is_text_file, notes)
+            return records if image else records.assign(**{text: list(map(read_text_file, records[FILE]))})
+        records = read_table(path, text)
         return resolve_paths(records, image, path) if image else records
 
-    tables = [read(paths[0]) if table is None else table, *(read(path) if path else None for path in paths[1:])]
-    if image:
-        kept = {image, target, config.group, config.time}
-        if others := [c for c in tables[0] if c not in kept]:
-            notes.append(f"beside the images left out: {', '.join(others)}")
+    table = read(paths[0]) if table is None else table
+    if not (image or text) and (text := _find_text(table, target, config)):
+        notes.append(f"--text {text}: it is all that there is to learn from")
+        table = read(paths[0]) if Path(paths[0]).exists() else table  # once more, its cells letter by letter
+    tables = [table, *(read(path) if path else None for path in paths[1:])]
+    if image in table or text in table:
+        kept = {image, text, target, config.group, config.time, *config.column_kinds()}
+        if others := [c for c in table if c not in kept and c != FILE]:
+            notes.append(f"beside the {'images' if image else 'text'} left out: {', '.join(others)}")
         tables = [part if part is None else part[[c for c in part if c in kept]] for part in tables]
-    return tables, [path or paths[0] for path in paths], target, image
+    return tables, [path or paths[0] for path in paths], target, image, text
+
+
+def _find_text(table: pd.DataFrame, target: str, config: DataConfig) -> str:
+    """Return the one column of free text, or "" where there is none, or more, or anything else to learn from."""
+    kinds = config.column_kinds()
+    found = []
+    for name in table:
+        if name in (target, config.group, config.time) or kinds.get(name) == "drop":
+            continue
+        try:
+            kind = kinds.get(name) or infer_column(table[name].head(10_000), config.min_freq)[0]
+        except UserError:  # it is said when the table is learned from
+            kind = "number"
+        if kind == "text":
+            found.append(name)
+        elif kind not in ("id", "constant"):
+            return ""
+    return found[0] if len(found) == 1 else ""
+
+
+def _what_is_in(folder: str) -> tuple[str, str]:
+    """Return (column of images, column of texts) of a folder of class folders, one of them "".
+
+    Raises UserError where there are neither images nor texts.
+    """
+    for path in Path(folder).glob("*/**/*"):
+        if is_image_file(path):
+            return FILE, ""
+        if is_text_file(path):
+            return "", "text"
+    raise UserError(
+        f"{folder}: no images and no texts in folders by class. What is needed: {folder}/<class>/*.png "
+        f"(or {', '.join(ENDINGS[1:])}), or {folder}/<class>/*.txt."
+    )
 
 
 def _split_folders(folder: str) -> list[str]:
@@ -148,16 +199,16 @@ def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source:
         raise UserError(f"--target is needed: which column of {source} is to be predicted?{did_you_mean('', names)}")
     if table.columns.has_duplicates:
         raise UserError(f"{source}: column {table.columns[table.columns.duplicated()][0]!r} is there twice.")
-    wanted = {"--target": [target], "--image": [config.image], "--group": [config.group], "--time": [config.time]}
+    wanted = {"--target": [target]} | {f"--{n}": [getattr(config, n)] for n in ("image", "text", "group", "time")}
     for flag, columns in {**wanted, "--columns": list(config.column_kinds())}.items():
         for name in columns:
             if name and name not in names:
                 raise UserError(f"{flag} {name}: no such column in {source}.{did_you_mean(name, names)}")
     if target in config.column_kinds():
         raise UserError(f"--columns {target}=…: {target} is the target; its kind is given with --task.")
-    for flag, name in (("--group", config.group), ("--time", config.time)):
-        if name == target:
-            raise UserError(f"{flag} {name} is the target: it cannot split the rows as well.")
+    for name in ("image", "text", "group", "time"):
+        if getattr(config, name) == target:
+            raise UserError(f"--{name} {target} is the target: it cannot be used in another way as well.")
     if len(names) == 1:
         raise UserError(f"{source} has the one column {names[0]!r}: there is nothing to predict it from.")
 
@@ -270,7 +321,7 @@ class TensorBatches(Dataset):
     """Records as tensors in memory. `__getitems__` gathers a whole batch at once, where the usual item-by-item
     access and collation cost more than a small network's step."""
 
-    def __init__(self, inputs: Tensor, targets: Tensor):
+    def __init__(self, inputs, targets: Tensor):
         self.inputs, self.targets = inputs, targets
 
     def __len__(self) -> int:
@@ -287,10 +338,13 @@ class BatchIndices(Sampler):
     """Yield an index tensor for each batch, in random order (of torch's global generator) or in sequence.
 
     A last batch of one record joins the one before: batch norm cannot work on one, and no record is lost.
+    With `lengths`, random batches hold records of about the same length: each window of batches is sorted by it.
     """
 
-    def __init__(self, count: int, batch_size: int, *, shuffle: bool):
-        self.count, self.batch_size, self.shuffle = count, batch_size, shuffle
+    WINDOW = 32  # batches
+
+    def __init__(self, count: int, batch_size: int, *, shuffle: bool, lengths: Tensor | None = None):
+        self.count, self.batch_size, self.shuffle, self.lengths = count, batch_size, shuffle, lengths
 
     def __len__(self) -> int:
         batches = math.ceil(self.count / self.batch_size)
@@ -298,19 +352,23 @@ class BatchIndices(Sampler):
 
     def __iter__(self) -> Iterator[Tensor]:
         order = torch.randperm(self.count) if self.shuffle else torch.arange(self.count)
-        last = len(self) - 1
-        for i in range(last):
-            yield order[i * self.batch_size : (i + 1) * self.batch_size]
-        yield order[last * self.batch_size :]
+        turns, last = range(len(self)), len(self) - 1
+        if self.shuffle and self.lengths is not None:
+            windows = order.split(self.WINDOW * self.batch_size)
+            order = torch.cat([rows[self.lengths[rows].argsort(stable=True)] for rows in windows])
+            turns = torch.randperm(len(self)).tolist()
+        for i in turns:
+            yield order[i * self.batch_size : (i + 1) * self.batch_size if i < last else self.count]
 
 
 def _as_is(batch):
     return batch
 
 
-def make_loader(inputs: Tensor, targets: Tensor, batch_size: int, *, shuffle: bool, finish=_as_is) -> DataLoader:
-    """Return a DataLoader of (inputs, targets) batches over tensors in memory, each batch passed through `finish`."""
-    sampler = BatchIndices(len(targets), batch_size, shuffle=shuffle)
+def make_loader(inputs, targets: Tensor, batch_size: int, *, shuffle: bool, finish=_as_is) -> DataLoader:
+    """Return a DataLoader of (inputs, targets) batches over tensors (or Ragged texts) in memory, each batch passed
+    through `finish`."""
+    sampler = BatchIndices(len(targets), batch_size, shuffle=shuffle, lengths=getattr(inputs, "lengths", None))
     return DataLoader(TensorBatches(inputs, targets), batch_sampler=sampler, collate_fn=finish)
 
 
@@ -333,10 +391,13 @@ def _loaders(splits: Splits, task: Task, batch_size: int, inputs_of, finish_trai
 
 
 def make_loaders(
-    splits: Splits, preprocessor: TabularPreprocessor, task: Task, batch_size: int
+    splits: Splits, preprocessor, task: Task, batch_size: int
 ) -> tuple[DataLoader, DataLoader, DataLoader]:
-    """Return the loaders of the train (shuffled), validation and test splits. batch_size 0: see `choose_batch_size`."""
-    return _loaders(splits, task, batch_size, preprocessor)
+    """Return the loaders of the train (shuffled), validation and test splits of tables or texts.
+
+    batch_size 0: see `choose_batch_size`.
+    """
+    return _loaders(splits, task, batch_size, getattr(preprocessor, "ids", preprocessor))  # texts stay ragged
 
 
 def make_image_loaders(

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from errors import UserError, did_you_mean
 from preprocessing import as_frame, spread
+from reader import FILE
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-FILE, LABEL = "file", "label"  # columns of the records that a folder gives
 LARGEST_SIZE = 128  # of what is chosen without being asked; --image-size may go beyond
 IMAGES_AT_ONCE = 256  # of those that predict.py holds in memory
 PNG_URL = "data:image/png;base64,"
@@ -34,28 +34,6 @@ GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 def is_image_file(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in ENDINGS and not path.name.startswith(".")
-
-
-def read_class_folders(folder: str | Path, notes: list[str]) -> pd.DataFrame:
-    """Return a record (file, label) for each image in folder/<class>/, the index counting them from 1.
-
-    Hidden files and files that are no images are passed over and counted in `notes`. Raises UserError where there
-    are no class folders.
-    """
-    classes = sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
-    rows, ignored = [], 0
-    for path in classes:
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        images = [p for p in files if is_image_file(p)]
-        ignored += len(files) - len(images)
-        rows += [(str(p), path.name) for p in images]
-    if not rows:
-        raise UserError(
-            f"{folder}: no images in folders by class. What is needed: {folder}/<class>/*.png (or .jpg, .webp, …)."
-        )
-    if ignored:
-        notes.append(f"{folder}: {ignored} files that are hidden or no images left out")
-    return pd.DataFrame(rows, columns=[FILE, LABEL], index=pd.RangeIndex(1, len(rows) + 1, name="row"))
 
 
 def digits_folder() -> Path:
@@ -265,7 +243,7 @@ class ImagePreprocessor:
 
     def pixels(self, records) -> Tensor:
         """Decode records into uint8 pixels (N, channels, size, size)."""
-        frame = as_frame(records)
+        frame = as_frame(records, self.column)
         if self.column not in frame:
             raise UserError(f"column {self.column!r} is missing.{did_you_mean(self.column, frame.columns)}")
         with ThreadPoolExecutor() as pool:

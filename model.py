@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError
+from huggingface import Pretrained
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -150,7 +151,115 @@ class CNN(nn.Module):
         return self.head(self.features(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3)))
 
 
-MODELS = {"mlp": MLP, "cnn": CNN}
+class Bag(nn.Module):
+    """Wide and deep over the n-grams of a text, in whatever order: a linear model with a weight for each n-gram and
+    class, and a network over the sum of learned vectors beside it (Cheng et al., "Wide & Deep Learning", 2016).
+
+    Ids are numbered from the most frequent n-gram down. By Zipf's law their logarithm stands for the inverse document
+    frequency (Spärck Jones, 1972), so n-grams are weighted as in tf-idf without another table. Half of them are left
+    out at random in training: a few thousand texts have as many n-grams as texts, and each alone would be believed.
+    """
+
+    SEGMENT, HIDDEN = "ngrams", (32,)
+    LEFT_OUT = 0.5
+
+    def __init__(
+        self, *, vocab_size: int, padding: int, out_features: int, hidden: list[int], activation: str, dropout: float
+    ):
+        super().__init__()
+        self.out_features = out_features
+        self.table = nn.EmbeddingBag(vocab_size, out_features + hidden[0], mode="sum", padding_idx=padding)
+        nn.init.zeros_(self.table.weight[:, :out_features].data)  # the linear model begins with no opinion
+        nn.init.normal_(self.table.weight[:, out_features:].data, std=0.1)
+        layers: list[nn.Module] = []
+        for width, size in zip(hidden, [*hidden[1:], out_features], strict=True):
+            layers += [ACTIVATIONS[activation](), Dropout(dropout), nn.Linear(width, size)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, ids: Tensor) -> Tensor:  # (N, L) → (N, out_features)
+        weights = (ids != self.table.padding_idx) * (ids + math.e).log()
+        if self.training:
+            weights = weights * (torch.rand_like(weights) >= self.LEFT_OUT)
+        weights = weights / weights.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        wide, deep = self.table(ids, per_sample_weights=weights).tensor_split([self.out_features], dim=1)
+        return wide + self.layers(deep)
+
+
+class Attention(nn.Module):
+    """A layer of a Transformer encoder: each token gathers from all others, then a small network at each place.
+
+    Vaswani et al., "Attention Is All You Need", 2017; normalised before each half as in GPT-2.
+    """
+
+    def __init__(self, width: int, activation: str, dropout: float):
+        super().__init__()
+        self.heads = max(1, width // 32)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.gathered = nn.Linear(width, width)
+        self.body = nn.Sequential(nn.Linear(width, 4 * width), ACTIVATIONS[activation](), nn.Linear(4 * width, width))
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, is_token: Tensor) -> Tensor:  # (N, L, width), (N, L) → (N, L, width)
+        n, length, width = x.shape
+        split = self.queries_keys_values(self.norms[0](x)).view(n, length, 3, self.heads, width // self.heads)
+        queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (N, heads, L, width / heads)
+        seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=is_token[:, None, None, :])
+        x = x + self.dropout(self.gathered(seen.transpose(1, 2).reshape(n, length, width)))
+        return x + self.dropout(self.body(self.norms[1](x)))
+
+
+class Transformer(nn.Module):
+    """Small Transformer encoder over tokens in their order: a layer for each number in `hidden`, all of one width;
+    the mean over the tokens; a linear layer. In training some tokens are hidden behind the unknown one, which trains
+    it, and keeps the network from learning texts by heart."""
+
+    SEGMENT, HIDDEN = "subwords", (64, 64)
+    UNKNOWN, HIDDEN_SHARE = 1, 0.15
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_length: int,
+        padding: int,
+        out_features: int,
+        hidden: list[int],
+        activation: str,
+        dropout: float,
+    ):
+        super().__init__()
+        width = hidden[0]
+        if len(set(hidden)) > 1 or (width > 32 and width % (width // 32)):
+            raise UserError("--model transformer: --hidden is one width, again for each layer, a multiple of 32.")
+        self.padding = padding
+        self.tokens = nn.Embedding(vocab_size, width, padding_idx=padding)
+        self.places = nn.Embedding(max_length, width)
+        for table in (self.tokens, self.places):
+            nn.init.normal_(table.weight, std=0.1)
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(Attention(width, activation, dropout) for _ in hidden)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, out_features)
+
+    def forward(self, ids: Tensor) -> Tensor:  # (N, L) → (N, out_features)
+        is_token = ids != self.padding
+        if self.training:
+            ids = ids.masked_fill(
+                is_token & (torch.rand(ids.shape, device=ids.device) < self.HIDDEN_SHARE), self.UNKNOWN
+            )
+        x = self.dropout(self.tokens(ids) + self.places.weight[: ids.shape[1]])
+        for layer in self.layers:
+            x = layer(x, is_token)
+        x = self.norm(x) * is_token[..., None]
+        return self.head(x.sum(dim=1) / is_token.sum(dim=1, keepdim=True))
+
+
+MODELS = {"mlp": MLP, "cnn": CNN, "bag": Bag, "transformer": Transformer, "hf": Pretrained}
+
+
+def network_class(name: str) -> type[nn.Module]:
+    """Return the class that a --model names; "hf:bert-base-cased" is that of "hf"."""
+    return MODELS[name.split(":")[0]]
 
 
 def build_model(name: str, facts: dict) -> nn.Module:
@@ -160,9 +269,10 @@ def build_model(name: str, facts: dict) -> nn.Module:
     `hidden`, where it is empty, is the network's own HIDDEN.
     Raises UserError where the constructor asks for a fact that this kind of data does not have.
     """
-    facts = facts | {"hidden": list(facts.get("hidden") or getattr(MODELS[name], "HIDDEN", ()))}
-    wanted = inspect.signature(MODELS[name]).parameters.values()
+    network = network_class(name)
+    facts = facts | {"hidden": list(facts.get("hidden") or getattr(network, "HIDDEN", ()))}
+    wanted = inspect.signature(network).parameters.values()
     missing = [p.name for p in wanted if p.default is p.empty and p.name not in facts]
     if missing:
         raise UserError(f"--model {name} needs {', '.join(missing)}, which this kind of data does not provide.")
-    return MODELS[name](**{p.name: facts[p.name] for p in wanted if p.name in facts})
+    return network(**{p.name: facts[p.name] for p in wanted if p.name in facts})

@@ -22,12 +22,13 @@ from images import ImagePreprocessor
 from model import build_model
 from preprocessing import TabularPreprocessor, as_frame, rows_per_pass
 from task import Task
+from text import TextPreprocessor
 
 FORMAT = 1  # of the checkpoint; a change that old code cannot read makes it 2
 MAGIC = "pytorch-training-project"
 GOLDEN_ROWS = 16
-PREPROCESSORS = {"tabular": TabularPreprocessor, "image": ImagePreprocessor}
-DEFAULT_MODELS = {"tabular": "mlp", "image": "cnn"}
+PREPROCESSORS = {"tabular": TabularPreprocessor, "image": ImagePreprocessor, "text": TextPreprocessor}
+DEFAULT_MODELS = {"tabular": "mlp", "image": "cnn", "text": "bag"}
 
 
 @contextmanager
@@ -107,7 +108,7 @@ class Pipeline:
         options: the model flags.  kept: `config` and `examples`.
         """
         if name == "auto":
-            name = DEFAULT_MODELS[_kind_of(preprocessor)]
+            name = DEFAULT_MODELS[kind_of(preprocessor)]
         facts = {**preprocessor.model_args, "out_features": task.out_features, **options}
         return cls(build_model(name, facts), task, preprocessor, network={"name": name, "facts": facts}, **kept)
 
@@ -127,12 +128,13 @@ class Pipeline:
         return torch.cat([self.model(part.to(self.device)).cpu() for part in x.split(rows_per_pass(x))])
 
     def predict(self, records) -> pd.DataFrame:
-        """Answer raw records (DataFrame, dict or list of dicts): a row for each, in order, under the same index.
+        """Answer raw records (DataFrame, dict, list of dicts; list of texts, of images): a row for each, in order,
+        under the same index.
 
         Classification: prediction, probability (of it), probability_<class>.  Regression: prediction.
         Raises UserError, naming row and column, for records that the preprocessor cannot read.
         """
-        frame = as_frame(records)
+        frame = as_frame(records, getattr(self.preprocessor, "column", ""))
         return self.answers(self.logits(self.preprocessor(frame)), frame)
 
     def answers(self, logits: Tensor, frame: pd.DataFrame) -> pd.DataFrame:
@@ -156,7 +158,7 @@ class Pipeline:
             "format": FORMAT,
             "torch": str(torch.__version__),
             "task": asdict(self.task),
-            "kind": None if self.preprocessor is None else _kind_of(self.preprocessor),
+            "kind": kind_of(self.preprocessor),
             "preprocessor": None if self.preprocessor is None else asdict(self.preprocessor),
             "network": self.network,
             "config": self.config,
@@ -259,5 +261,6 @@ def _same_answer(kept: dict, now: dict) -> bool:
     return math.isclose(kept["prediction"], now["prediction"], rel_tol=1e-5, abs_tol=1e-5)
 
 
-def _kind_of(preprocessor) -> str:
-    return next(kind for kind, cls in PREPROCESSORS.items() if isinstance(preprocessor, cls))
+def kind_of(preprocessor) -> str | None:
+    """Return tabular, image or text; None for no preprocessor."""
+    return next((kind for kind, cls in PREPROCESSORS.items() if isinstance(preprocessor, cls)), None)

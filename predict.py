@@ -2,9 +2,10 @@
 
   python predict.py --checkpoint runs/x/best.pt --input new.csv --output answers.csv
 
-A model of images takes an image, a folder, a glob in quotes, or a table of paths. Otherwise
-csv, tsv, jsonl and parquet in and out; "-" is standard input or output, written as csv, or as
-jsonl where the input is jsonl. One answer a row, in order. Where the target column is there, the metrics are printed.
+A model of images takes an image, a folder, a glob in quotes, or a table of paths; one of texts also a .txt file
+with one in each line. Otherwise csv, tsv, jsonl and parquet in and out; "-" is standard input or output, written as
+csv, or as jsonl where the input is jsonl. One answer a row, in order. Where the target column is there, the metrics
+are printed.
 """
 
 import os
@@ -28,7 +29,8 @@ class Options:
     checkpoint: str
     """best.pt of a run (last.pt answers as the last epoch did)."""
     input: str
-    """csv, tsv, jsonl or parquet file (also .gz), or - for standard input; image, folder or glob for images."""
+    """csv, tsv, jsonl or parquet file (also .gz), or - for standard input; image, folder or glob for images; .txt
+    with a text in each line."""
     output: str = "-"
     """csv, tsv, jsonl or parquet file, or - for standard output."""
     device: str = "auto"
@@ -100,41 +102,48 @@ def open_output(path: str, source: str):
         writer.close()
 
 
-def read_inputs(path: str, preprocessor, numbers: set[str]):
-    """Yield pieces of a table; for images, of what a file, folder or glob holds, or of a table of paths."""
+def read_inputs(path: str, kind: str, preprocessor, numbers: set[str]):
+    """Yield pieces of a table, of which one may be as large as they come; for images, of what a file, folder or glob
+    holds, or of a table of paths; for texts, of a table, or of a .txt file with one in each line."""
     from images import FILE, IMAGES_AT_ONCE, find_images, resolve_paths
     from reader import read_chunks
+    from text import TEXTS_AT_ONCE
 
-    column = getattr(preprocessor, "column", None)  # of an image preprocessor
-    if column is None:
+    if kind == "tabular":
         yield from read_chunks(path, numbers=numbers)
         return
-    found = find_images(path)
+    column, rows = preprocessor.column, IMAGES_AT_ONCE if kind == "image" else TEXTS_AT_ONCE
+    found = find_images(path) if kind == "image" else None
+    text = column if kind == "text" else ""
     for frame in (
-        [found.rename(columns={FILE: column})] if found is not None else read_chunks(path, rows=IMAGES_AT_ONCE)
+        [found.rename(columns={FILE: column})] if found is not None else read_chunks(path, text=text, rows=rows)
     ):
-        if found is None:
+        if kind == "image" and found is None:
             frame = resolve_paths(frame, column, path)
-        for start in range(0, len(frame), IMAGES_AT_ONCE):
-            yield frame.iloc[start : start + IMAGES_AT_ONCE]
+        for start in range(0, len(frame), rows):
+            yield frame.iloc[start : start + rows]
 
 
 def predict(options: Options) -> None:
     """Answer all rows in pieces, in constant memory; then say what was unknown and, with targets, how good it was."""
     from tqdm import tqdm
 
-    from pipeline import Pipeline
+    from pipeline import Pipeline, kind_of
     from reader import standard_input
 
     pipeline = Pipeline.load(options.checkpoint).to(options.device)
-    known = pipeline.preprocessor
+    known, kind = pipeline.preprocessor, kind_of(pipeline.preprocessor)
     numbers = known.number_columns
     if all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in pipeline.task.classes):
         numbers = numbers | {pipeline.task.target}
     unknown, score, rows = Counter(), Score(pipeline.task), 0
-    source = standard_input() if options.input == "-" else contextlib.nullcontext(options.input)
+    source = (
+        standard_input(known.column if kind == "text" else "")
+        if options.input == "-"
+        else contextlib.nullcontext(options.input)
+    )
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
-        for frame in read_inputs(path, known, numbers):
+        for frame in read_inputs(path, kind, known, numbers):
             with naming(path):
                 inputs = known(frame)
             logits = pipeline.logits(inputs)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cells import BOOLEANS, canonical_codes, date_format, name_cell, to_booleans, to_days, to_numbers, to_text
+from cells import BOOLEANS, canonical_codes, date_format, frame_of, name_cell, to_booleans, to_days, to_numbers, to_text
 from errors import UserError, did_you_mean
 
 # A number that says more than its value: 1,234 · $12 · 12 kg · 45% · 3 000 €
@@ -20,10 +20,11 @@ DRESSED_NUMBER = re.compile(r"[^\w\s.+-]?\s*[+-]?\d[\d,. ']*\s*([^\W\d_]{1,6}[²
 DISTINCT_FEW = 20  # a column with no more values than this is a category even where some look like numbers
 
 
-def rows_per_pass(x: Tensor) -> int:
-    """Return how many records go through a network at once where no gradient is kept: about 64 MB of inputs, and
-    fewer images, which grow by the channels of a network."""
-    return max(1, min(8192 if x.dim() == 2 else 256, 2**24 // max(1, x[:1].numel())))
+def rows_per_pass(x) -> int:
+    """Return how many records go through a network at once where no gradient is kept: about 64 MB of a table's
+    numbers, and fewer images and texts, which a network makes larger."""
+    is_table = isinstance(x, Tensor) and x.dim() == 2 and x.is_floating_point()
+    return max(1, min(8192, 2**24 // max(1, x.shape[1]))) if is_table else 256
 
 
 def spread(records: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -31,12 +32,13 @@ def spread(records: pd.DataFrame, count: int) -> pd.DataFrame:
     return records.iloc[:: max(1, len(records) // count)].head(count)
 
 
-def as_frame(records) -> pd.DataFrame:
-    """Return records (a DataFrame, a dict or a list of dicts) as a DataFrame; rows of a list count from 1."""
+def as_frame(records, column: str = "") -> pd.DataFrame:
+    """Return records as a DataFrame: a DataFrame, a dict or a list of dicts, or the bare cells of one `column` (texts,
+    or images as paths or bytes). Rows of a list count from 1."""
     if isinstance(records, pd.DataFrame):
         return records
-    records = [records] if isinstance(records, dict) else list(records)
-    frame = pd.DataFrame.from_records(records)
+    records = [records] if isinstance(records, (dict, str, bytes)) else list(records)
+    frame = frame_of([{column: record} if column and not isinstance(record, dict) else record for record in records])
     frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
     return frame
 

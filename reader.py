@@ -4,13 +4,14 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
 import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,43 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cells import NULLS
+from cells import NULLS, frame_of
 from errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FILE, LABEL = "file", "label"  # columns of the records that a folder gives
 HEAD = 1 << 20  # bytes read to find out how a file is written
 BLOCK = 1 << 20  # bytes of a text table in one piece
+TEXT_BLOCK = 1 << 24  # where one cell may be a book
 LINES_IN_A_CELL = 200  # more than this is a quote that was left open
+
+
+def read_class_folders(folder: str | Path, is_wanted: Callable[[Path], bool], notes: list[str]) -> pd.DataFrame:
+    """Return a record (file, label) for each wanted file in folder/<class>/, the index counting them from 1.
+
+    Hidden files and those that are not wanted are passed over and counted in `notes`.
+    """
+    classes = sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
+    rows, ignored = [], 0
+    for path in classes:
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        wanted = [p for p in files if is_wanted(p)]
+        ignored += len(files) - len(wanted)
+        rows += [(str(p), path.name) for p in wanted]
+    if rows and ignored:
+        notes.append(f"{folder}: {ignored} files that are hidden or of another kind left out")
+    return pd.DataFrame(rows, columns=[FILE, LABEL], index=pd.RangeIndex(1, len(rows) + 1, name="row"))
+
+
+def is_text_file(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() == ".txt" and not path.name.startswith(".")
+
+
+def read_text_file(path: str | Path) -> str:
+    """Return what a text file holds, whatever its encoding. Raises UserError where it cannot be read."""
+    with _reading(path):
+        raw = Path(path).read_bytes()
+        return raw.decode(_encoding(path, raw[:HEAD])).removeprefix("\ufeff")
 
 
 @dataclass(frozen=True)
@@ -36,6 +67,7 @@ class Dialect:
     decimal: str
     raw_header: list[str]
     header: list[str]  # stripped, and named where it was empty
+    text: str  # column whose cells are taken letter by letter: "NA" is a word there, and 007 no number; "" for none
 
 
 def file_format(path: str | Path) -> str:
@@ -76,6 +108,7 @@ def _encoding(path: str | Path, head: bytes) -> str:
     """Find the encoding: UTF-8, UTF-16 with a mark, else cp949 (which holds euc-kr) or latin-1.
 
     Nearly any bytes are some cp949 text; Korean is believed where most of its letters are of the everyday set.
+    Raises UserError, naming the row, for UTF-8 that is damaged here and there.
     """
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
@@ -88,6 +121,10 @@ def _encoding(path: str | Path, head: bytes) -> str:
                 break
         else:
             return "utf-8"
+    seen = block.decode("utf-8", "replace")
+    damaged = seen.count("\ufffd")
+    if sum(c > "\x7f" for c in seen) > 5 * damaged:  # in other encodings hardly any letter is UTF-8 by chance
+        raise UserError(f"{path}: row {_damaged_row(path)} holds bytes that are no UTF-8, as the rest is: mend it.")
     if len(block) == HEAD:  # whole lines of it, so that no letter is cut
         block = block[block.find(b"\n") + 1 : block.rfind(b"\n")]
     try:
@@ -96,6 +133,12 @@ def _encoding(path: str | Path, head: bytes) -> str:
         return "latin-1"
     everyday = sum("가" <= c <= "힣" and len(c.encode("euc-kr", "ignore")) == 2 for c in letters)
     return "cp949" if everyday > 0.5 * len(letters) else "latin-1"
+
+
+def _damaged_row(path: str | Path) -> int:
+    with io.TextIOWrapper(_open(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
+        rows = (row for row in csv.reader(text) if row)
+        return next(i for i, row in enumerate(rows) if any("\udc80" <= c <= "\udcff" for cell in row for c in cell))
 
 
 def _separator(sample: str) -> str:
@@ -109,9 +152,9 @@ def _separator(sample: str) -> str:
     return max(",;\t|", key=score)
 
 
-def sniff(path: str | Path) -> Dialect:
+def sniff(path: str | Path, text_column: str = "") -> Dialect:
     """Find out encoding, separator, decimal sign and header of a text table. Raises UserError for an unusable one."""
-    csv.field_size_limit(HEAD)
+    csv.field_size_limit(TEXT_BLOCK if text_column else HEAD)
     with _reading(path):
         with _open(path) as file:
             head = file.read(HEAD)
@@ -119,8 +162,9 @@ def sniff(path: str | Path) -> Dialect:
             raise UserError(f"{path}: the file is empty.")
         encoding = _encoding(path, head)
         text = head.decode(encoding, "ignore").lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        if "\0" in text:
-            raise UserError(f"{path}: this is no text table (it holds zero bytes).")
+        if text.count("\0") > (len(text) / 100 if text_column else 0):  # a stray one is a space in a text
+            row = text[: text.index("\0")].count("\n")
+            raise UserError(f"{path}: this is no text table (it holds zero bytes, the first in line {row + 1}).")
         whole_lines = text[: text.rfind("\n") + 1] if len(head) == HEAD else text
         separator = _separator(whole_lines)
         rows = (r for r in csv.reader(io.StringIO(whole_lines), delimiter=separator) if r)
@@ -134,7 +178,7 @@ def sniff(path: str | Path) -> Dialect:
             cells = [cell for _, row in zip(range(1000), rows, strict=False) for cell in row]
             if not any(re.fullmatch(r"\s*[+-]?\d*\.\d+\s*", c) for c in cells):
                 decimal = "," if any(re.fullmatch(r"\s*[+-]?\d*,\d+\s*", c) for c in cells) else "."
-    return Dialect(encoding, separator, decimal, raw_header, header)
+    return Dialect(encoding, separator, decimal, raw_header, header, text_column)
 
 
 class _Retype(Exception):
@@ -153,14 +197,17 @@ def _arrow_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
 
     ragged: list = []
     options = {
-        "read_options": arrow.ReadOptions(encoding=dialect.encoding, block_size=BLOCK),
+        "read_options": arrow.ReadOptions(encoding=dialect.encoding, block_size=TEXT_BLOCK if dialect.text else BLOCK),
         "parse_options": arrow.ParseOptions(
             delimiter=dialect.separator,
             newlines_in_values=True,
             invalid_row_handler=lambda row: ragged.append(row) or "error",
         ),
         "convert_options": arrow.ConvertOptions(
-            decimal_point=dialect.decimal, null_values=sorted(NULLS), strings_can_be_null=True, column_types=types
+            decimal_point=dialect.decimal,
+            null_values=sorted(NULLS),
+            strings_can_be_null=not dialect.text,
+            column_types=types,
         ),
     }
     try:
@@ -192,9 +239,9 @@ def _csv_frames(path: str | Path, dialect: Dialect, types: dict) -> Iterator[pd.
             for name, column in zip(dialect.header, batch.columns, strict=True):
                 if pa.types.is_string(column.type):
                     lines = pc.max(pc.count_substring(column, "\n")).as_py() or 0
-                    if lines > LINES_IN_A_CELL:
+                    if lines > LINES_IN_A_CELL and not dialect.text:
                         raise UserError(f"{path}: a cell of column {name!r} has {lines} lines: a quote was left open.")
-                    if dialect.decimal == ",":
+                    if dialect.decimal == "," and name != dialect.text:
                         column = pc.replace_substring_regex(column, r"^(\s*[+-]?\d*),(\d+\s*)$", r"\1.\2")
                 columns[name] = column.to_pandas()
             yield pd.DataFrame(columns, copy=False)
@@ -207,15 +254,18 @@ def _ragged_row(path: str | Path, dialect: Dialect) -> tuple[int, int]:
         return next(((i, len(row)) for i, row in enumerate(rows) if len(row) != len(dialect.header)), (0, 0))
 
 
-def _read_csv(path: str | Path) -> pd.DataFrame:
+def _read_csv(path: str | Path, text: str) -> pd.DataFrame:
     """Read a whole text table. Numbers are told from text, and nothing else: dates and words are read by the
     preprocessor's own rules, the same here and at prediction."""
     import pyarrow as pa
 
-    dialect = sniff(path)
+    dialect = sniff(path, text)
     with _arrow_batches(path, dialect, {}) as batches:
         first_guess = {field.name: field.type for field in batches.schema}
-    is_number = {name: pa.types.is_integer(t) or pa.types.is_floating(t) for name, t in first_guess.items()}
+    is_number = {
+        name: (pa.types.is_integer(t) or pa.types.is_floating(t)) and name.strip() != text
+        for name, t in first_guess.items()
+    }
     types = {name: t if is_number[name] else pa.string() for name, t in first_guess.items()}
     lines = _count_lines(path)
     while True:
@@ -252,12 +302,12 @@ def _count_lines(path: str | Path) -> int:
     return max(map(sum, zip(*counts, strict=True))) + 1
 
 
-def _stream_csv(path: str | Path, numbers: set[str]) -> Iterator[pd.DataFrame]:
+def _stream_csv(path: str | Path, numbers: set[str], text: str) -> Iterator[pd.DataFrame]:
     """Read a text table in pieces. A column in which a cell is no number goes on as text from there on: it is for the
     preprocessor to name the row."""
     import pyarrow as pa
 
-    dialect, done = sniff(path), 0
+    dialect, done = sniff(path, text), 0
     names = zip(dialect.raw_header, dialect.header, strict=True)
     types = {raw: pa.float64() if name in numbers else pa.string() for raw, name in names}
     while True:
@@ -283,7 +333,7 @@ def _stream_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
 
     def frame() -> pd.DataFrame:
         columns.update(dict.fromkeys(key for record in records for key in record))
-        return pd.DataFrame.from_records(records, columns=list(columns))
+        return frame_of(records).reindex(columns=list(columns))
 
     with _reading(path), _open(path) as file:
         for number, line in enumerate(file, start=1):
@@ -316,17 +366,29 @@ def _stream_parquet(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
         raise UserError(f"{path}: cannot be read as parquet: {error}.") from None
 
 
-def read_chunks(path: str | Path, *, numbers: set[str] = frozenset(), rows: int = 65_536) -> Iterator[pd.DataFrame]:
+def _stream_lines(path: str | Path, rows: int, column: str) -> Iterator[pd.DataFrame]:
+    with _reading(path), _open(path) as file:
+        encoding = _encoding(path, file.read(HEAD))
+    with _reading(path), io.TextIOWrapper(_open(path), encoding=encoding.replace("utf-8", "utf-8-sig")) as lines:
+        while part := [line.removesuffix("\n") for line in itertools.islice(lines, rows)]:
+            yield pd.DataFrame({column: part})
+
+
+def read_chunks(
+    path: str | Path, *, numbers: set[str] = frozenset(), text: str = "", rows: int = 65_536
+) -> Iterator[pd.DataFrame]:
     """Read a csv, tsv, jsonl or parquet file in pieces of about `rows`, in constant memory.
 
     numbers: columns of a text table that training read as numbers; all others are read as text.
+    text: column whose cells are taken letter by letter; a .txt file then holds one in each line.
     The index counts the file's rows from 1. Raises UserError, naming the row, where the file cannot be read.
     """
     read = {
-        "csv": lambda: _stream_csv(path, numbers),
+        "csv": lambda: _stream_csv(path, numbers, text),
+        "lines": lambda: _stream_lines(path, rows, text),
         "jsonl": lambda: _stream_jsonl(path, rows),
         "parquet": lambda: _stream_parquet(path, rows),
-    }[file_format(path)]
+    }["lines" if text and str(path).lower().removesuffix(".gz").endswith(".txt") else file_format(path)]
     start = 1
     for frame in read():
         frame.index = pd.RangeIndex(start, start + len(frame), name="row")
@@ -334,10 +396,13 @@ def read_chunks(path: str | Path, *, numbers: set[str] = frozenset(), rows: int 
         yield frame
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a whole file; the index counts its rows from 1. Raises UserError where it is empty or cannot be read."""
+def read_table(path: str | Path, text: str = "") -> pd.DataFrame:
+    """Read a whole file; the index counts its rows from 1. Raises UserError where it is empty or cannot be read.
+
+    text: column whose cells are taken letter by letter.
+    """
     if file_format(path) == "csv":
-        table = _read_csv(path)
+        table = _read_csv(path, text)
     else:
         chunks = list(read_chunks(path))
         table = pd.concat(chunks, ignore_index=True) if chunks else pd.DataFrame()
@@ -348,14 +413,20 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 @contextmanager
-def standard_input() -> Iterator[str]:
-    """Keep standard input in a temporary file, named by its format, for as long as the context lasts."""
+def standard_input(text: str = "") -> Iterator[str]:
+    """Keep standard input in a temporary file, named by its format, for as long as the context lasts.
+
+    text: column that holds texts; without it in the first line, each line is such a text.
+    """
     source = sys.stdin.buffer
     start = source.read(1024)
     body = gzip.GzipFile(fileobj=io.BytesIO(start)).read1(1) if start[:2] == b"\x1f\x8b" else start
     ending = (
         ".parquet" if body[:4] == b"PAR1" else ".jsonl" if body.lstrip(b"\xef\xbb\xbf \r\n")[:1] == b"{" else ".csv"
     )
+    names = re.split(rb"[,;\t|]", start.lstrip(b"\xef\xbb\xbf").splitlines()[0]) if start else []
+    if text and ending == ".csv" and start[:2] != b"\x1f\x8b" and text.encode() not in [n.strip(b' "') for n in names]:
+        ending = ".txt"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"standard input{ending}"
         with open(path, "wb") as file:

@@ -3,6 +3,7 @@
   python train.py                                    the bundled example: breast cancer
   python train.py --data table.csv --target price    your own table
   python train.py --data photos/                     your own images, photos/<class>/*.jpg
+  python train.py --data reviews.csv --target label --text review
   python train.py --resume runs/x/last.pt            go on after an interruption
 
 Writes a run folder: best.pt (for predict.py), last.pt (for --resume), metrics.json, history.csv,
@@ -58,7 +59,8 @@ def train(
     state = _training_state(path) if path else None
     splits = load_splits(config.data, config.training.seed, table)
     out = _run_folder(config, splits.sources[0])
-    splits, pipeline, loaders = (assemble_images if splits.image else assemble_table)(splits, config, out)
+    assemble = assemble_images if splits.image else assemble_text if splits.text else assemble_table
+    splits, pipeline, loaders = assemble(splits, config, out)
     config = replace(config, training=replace(config.training, out=str(out), resume=""))
     if table is not None:
         config = replace(config, data=replace(config.data, data=TABLE))
@@ -106,6 +108,44 @@ def assemble_table(splits, config: Config, out: Path):
     return splits, pipeline, make_loaders(splits, preprocessor, pipeline.task, config.data.batch_size)
 
 
+def assemble_text(splits, config: Config, out: Path):
+    """As `assemble_table`, of texts: what is known of words and n-grams comes from the training texts."""
+    from dataloader import make_loaders
+    from huggingface import from_hugging_face
+    from model import network_class
+    from pipeline import DEFAULT_MODELS
+    from text import TextPreprocessor
+
+    data = config.data
+    name = DEFAULT_MODELS["text"] if config.model.model == "auto" else config.model.model
+    pretrained, options = name.removeprefix("hf:") if name.startswith("hf:") else "", {}
+    with naming(splits.sources[0]):
+        if pretrained:
+            preprocessor = TextPreprocessor.from_pretrained(pretrained, column=splits.text, max_length=data.max_length)
+            options = {
+                "encoder": json.loads(from_hugging_face("AutoConfig", pretrained).to_json_string(use_diff=False))
+            }
+        else:
+            segment = getattr(network_class(name), "SEGMENT", "") if data.segment == "auto" else data.segment
+            if not segment:
+                raise UserError(f"--model {name} reads no texts: give bag, transformer or hf:NAME.")
+            preprocessor = TextPreprocessor.fit(
+                splits.train,
+                column=splits.text,
+                steps=list(data.clean),
+                segment=segment,
+                min_freq=data.min_freq,
+                vocab_size=data.vocab_size,
+                max_length=data.max_length,
+            )
+    pipeline = _build_pipeline(splits, preprocessor, config, options)
+    if pretrained:
+        pipeline.model.start_from(pretrained)
+        if config.training.lr > 5e-4:
+            splits.notes.append(f"--lr {config.training.lr:g} is high for a pretrained network: 2e-5 to 1e-4 is usual")
+    return splits, pipeline, make_loaders(splits, preprocessor, pipeline.task, data.batch_size)
+
+
 def assemble_images(splits, config: Config, out: Path):
     """As `assemble_table`, of images: each is decoded here, once; those that cannot be read leave the splits."""
     from augmentation import flip_is_harmless, make_augmentation
@@ -139,8 +179,8 @@ def assemble_images(splits, config: Config, out: Path):
     return splits, pipeline, loaders
 
 
-def _build_pipeline(splits, preprocessor, config: Config):
-    """Fit the task, and put a fresh network between it and the preprocessor."""
+def _build_pipeline(splits, preprocessor, config: Config, facts: dict | None = None):
+    """Fit the task, and put a fresh network between it and the preprocessor. facts: more for its constructor."""
     from pipeline import GOLDEN_ROWS, Pipeline
     from task import Task
     from trainer import seed_all
@@ -153,7 +193,7 @@ def _build_pipeline(splits, preprocessor, config: Config):
         label_smoothing=config.training.label_smoothing,
     )
     seed_all(config.training.seed, 0)
-    options = {k: v for k, v in config.to_dict()["model"].items() if k != "model"}
+    options = {k: v for k, v in config.to_dict()["model"].items() if k != "model"} | (facts or {})
     examples = preprocessor.examples(splits.train, GOLDEN_ROWS)
     return Pipeline.build(config.model.model, options, task, preprocessor, examples=examples)
 

@@ -16,9 +16,10 @@ from augmentation import STRENGTHS, Augmentation, contact_sheet, flip_is_harmles
 from config import DataConfig, ModelConfig
 from dataloader import load_splits
 from errors import UserError
-from images import ImagePreprocessor, PixelCache, find_images, read_class_folders, read_pixels
+from images import ImagePreprocessor, PixelCache, find_images, is_image_file, read_pixels
 from model import build_model
 from pipeline import Pipeline, read_checkpoint
+from reader import read_class_folders
 
 
 def picture(label: int, seed: int, size=(20, 24)) -> Image.Image:
@@ -134,15 +135,15 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
 
 def test_folders(tmp_path, photos):
     notes = []
-    records = read_class_folders(photos, notes)
+    records = read_class_folders(photos, is_image_file, notes)
     assert len(records) == 48 and not notes and set(records["label"]) == {"red", "blue"}
     folder = make_folder(tmp_path / "photos", 2)
     (folder / "red" / ".hidden.png").write_bytes(b"")
     (folder / "red" / "notes.txt").write_text("")
     (folder / ".git").mkdir()
-    assert len(read_class_folders(folder, notes)) == 4 and "2 files that are hidden or no images" in notes[0]
-    with pytest.raises(UserError, match="no images in folders by class"):
-        read_class_folders(folder / "red", [])
+    assert len(read_class_folders(folder, is_image_file, notes)) == 4 and "2 files that are hidden" in notes[0]
+    with pytest.raises(UserError, match="no images and no texts in folders by class"):
+        load_splits(DataConfig(data=str(folder / "red")), 0)
     with pytest.raises(UserError, match="--target species: no such column"):
         load_splits(DataConfig(data=str(photos), target="species"), 0)
 

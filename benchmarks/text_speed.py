@@ -1,0 +1,147 @@
+"""How long an epoch of texts takes: Trainer.fit, a bare loop over ready tensors, and batches padded as they come.
+
+  python benchmarks/text_speed.py
+
+The work: 20,000 texts put together from sentences of the `docstrings` example (very short to very long ones), seven
+classes, batch 128, Adam, validation on 4,000 of them; bag and transformer. The bare loop is handed batches that were
+grouped by length and padded beforehand. The machine is noisy: read the ratios, medians over the rounds.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import contextlib
+import io
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from config import CLEANING, TrainConfig
+from dataloader import make_loader
+from pipeline import Pipeline
+from task import Task
+from text import TextPreprocessor, load_docstrings
+from trainer import Trainer
+
+BATCH, EVAL_BATCH = 128, 256
+COUNTS = {"bag": (20_000, 4_000), "transformer": (4_000, 800)}  # texts to train and to validate on
+
+
+def make_texts(count: int) -> pd.DataFrame:
+    random, known = np.random.default_rng(0), load_docstrings()
+    sentences = known["docstring"].str.split("\n\n").str[0].tolist()
+    rows = []
+    for _ in range(count):
+        first = int(random.integers(len(known)))
+        more = random.integers(len(sentences), size=random.geometric(0.5) - 1)
+        rows.append((" ".join([sentences[first], *(sentences[i] for i in more)]), known["package"].iloc[first]))
+    return pd.DataFrame(rows, columns=["text", "label"])
+
+
+def make_pipeline(name: str, preprocessor, task) -> Pipeline:
+    torch.manual_seed(0)
+    return Pipeline.build(name, {"activation": "relu", "dropout": 0.1}, task, preprocessor)
+
+
+def bare_loop(pipeline: Pipeline, batches, val_batches, epochs: int) -> float:
+    model = pipeline.model
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=1e-4, fused=True)
+    started = time.perf_counter()
+    for _ in range(epochs):
+        model.train()
+        for i in torch.randperm(len(batches)).tolist():
+            loss = F.cross_entropy(model(batches[i][0]), batches[i][1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        with torch.inference_mode():
+            for inputs, targets in val_batches:
+                F.cross_entropy(model(inputs), targets).item()
+    return (time.perf_counter() - started) / epochs
+
+
+def trainer_fit(pipeline: Pipeline, loaders, epochs: int, threads: int) -> float:
+    """Trainer.fit with all that it does: metrics, history, TensorBoard, checkpoints on the disk."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        options = TrainConfig(epochs=epochs + 1, patience=0, threads=threads, out=folder)
+        history = Trainer(pipeline, options).fit(*loaders)
+    return sum(row["seconds"] for row in history[1:]) / epochs  # the first has imports
+
+
+def compare(name: str, table: pd.DataFrame, rounds: int, epochs: int) -> None:
+    segment = {"bag": "ngrams", "transformer": "subwords"}[name]
+    train, val = (table.head(n) if i == 0 else table.tail(n) for i, n in enumerate(COUNTS[name]))
+    started = time.perf_counter()
+    preprocessor = TextPreprocessor.fit(
+        train, column="text", steps=list(CLEANING), segment=segment, min_freq=3, vocab_size=0, max_length=0
+    )
+    fitted, task = time.perf_counter(), Task.fit(table["label"])
+    ids, val_ids = preprocessor.ids(train), preprocessor.ids(val)
+    seconds = time.perf_counter() - fitted
+    tokens = len(ids.flat) + len(val_ids.flat)
+    print(f"\n{name}: {len(train):,} texts, {len(ids.flat) / len(train):.0f} {segment} each")
+    print(f"  learning the vocabulary   {fitted - started:6.2f} s")
+    print(f"  texts → ids               {seconds:6.2f} s   {tokens / seconds:12,.0f} {segment}/s   ({cores} cores)")
+    targets = task.encode(train["label"]), task.encode(val["label"])
+    loaders = (
+        make_loader(ids, targets[0], BATCH, shuffle=True),
+        make_loader(val_ids, targets[1], EVAL_BATCH, shuffle=False),
+    )
+    ready, val_ready = list(loaders[0]), list(loaders[1])
+    order = torch.randperm(len(ids)).split(BATCH)
+    as_they_come = [(ids[rows], targets[0][rows]) for rows in order]
+    padded = sum(inputs.numel() for inputs, _ in ready) / len(ids.flat)
+    waste = sum(inputs.numel() for inputs, _ in as_they_come) / len(ids.flat)
+    print(f"  places in a batch for each of its ids: {padded:.2f}; with batches as they come {waste:.2f}")
+    threads = 1 if name == "bag" else cores
+    torch.set_num_threads(threads)
+    loops = {
+        "bare loop, ready tensors": lambda: bare_loop(
+            make_pipeline(name, preprocessor, task), ready, val_ready, epochs
+        ),
+        "Trainer.fit": lambda: trainer_fit(make_pipeline(name, preprocessor, task), loaders, epochs, threads),
+        "bare loop, as they come": lambda: bare_loop(
+            make_pipeline(name, preprocessor, task), as_they_come, val_ready, epochs
+        ),
+    }
+    times: dict[str, list[float]] = {loop: [] for loop in loops}
+    for _ in range(rounds):
+        for loop, run_loop in loops.items():
+            times[loop].append(run_loop())
+    for loop, each in times.items():
+        middle = statistics.median(each)
+        print(f"  {loop:<25} {middle:6.3f} s/epoch   {len(ids.flat) / middle:12,.0f} {segment}/s")
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+    print(f"  Trainer.fit / bare loop   {ratio('Trainer.fit', 'bare loop, ready tensors'):.3f}   (at most 1.1)")
+    print(f"  as they come / Trainer.fit {ratio('bare loop, as they come', 'Trainer.fit'):.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="per round")
+    args = parser.parse_args()
+    table = make_texts(24_000)
+    for name in COUNTS:
+        compare(name, table, args.rounds, args.epochs)
+
+
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Hugging Face encoders, where the `transformers` library is installed: --model hf:NAME."""
+
+from torch import Tensor, nn
+
+from errors import UserError
+
+
+def from_hugging_face(kind: str, name: str):
+    """Return transformers' `kind` (AutoTokenizer, AutoModel) of a model by its name or folder.
+
+    Raises UserError where the library, or such a model, is not there.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"--model hf:{name} needs another library: pip install transformers.") from None
+    try:
+        return getattr(transformers, kind).from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model hf:{name}: no model that can be loaded ({str(error).splitlines()[0]}).") from None
+
+
+class Pretrained(nn.Module):
+    """A Hugging Face encoder and a linear layer over the mean of its tokens, all of it trained on.
+
+    encoder: the encoder's configuration, which is all that it takes to build it; its weights come by `load_state_dict`,
+    or, at the beginning of a training, from `start_from`.
+    """
+
+    SEGMENT = "pretrained"
+
+    def __init__(self, *, encoder: dict, padding: int, out_features: int, dropout: float):
+        super().__init__()
+        try:
+            from transformers import AutoConfig, AutoModel
+        except ImportError:
+            raise UserError("this model needs another library: pip install transformers.") from None
+        self.padding = padding
+        self.encoder = AutoModel.from_config(AutoConfig.for_model(**encoder))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.encoder.config.hidden_size, out_features)
+
+    def start_from(self, name: str) -> None:
+        """Take over the weights of a pretrained model."""
+        self.encoder.load_state_dict(from_hugging_face("AutoModel", name).state_dict())
+
+    def forward(self, ids: Tensor) -> Tensor:  # (N, L) → (N, out_features)
+        is_token = ids != self.padding
+        x = self.encoder(input_ids=ids, attention_mask=is_token.long()).last_hidden_state  # (N, L, width)
+        mean = (x * is_token[..., None]).sum(dim=1) / is_token.sum(dim=1, keepdim=True)
+        return self.head(self.dropout(mean))

@@ -1,0 +1,517 @@
+"""Texts in any language are cleaned, cut into parts and learned from, and answered the same however they come."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, assert_refused, command, quick_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_resume import fingerprint, interrupted_run
+from torch import nn
+
+import text as text_module
+from config import DataConfig, ModelConfig, TrainConfig
+from dataloader import BatchIndices, load_splits, make_loader
+from model import build_model
+from pipeline import Pipeline, read_checkpoint
+from task import Task
+from text import CLEANING, PADDING, UNKNOWN, Ragged, TextPreprocessor, clean, hash_ngrams, read_texts
+from trainer import Trainer
+
+GOOD = ["lovely", "great", "참 재밌어요", "wonderful 👍", "최고예요", "brilliant!!!"]
+BAD = ["awful", "boring", "정말 지루해요", "terrible 👎", "별로예요", "a waste..."]
+REST = ["the film was", "이 영화는", "I thought it was", "배우들은", "this one:", "האמת", "<b>plot</b> &amp; cast"]
+
+
+def reviews(rows: int = 160, seed: int = 0) -> pd.DataFrame:
+    """Short reviews in English, Korean and a little Hebrew, a label, and a number that goes with it."""
+    random = np.random.default_rng(seed)
+    label = random.integers(0, 2, rows)
+    words = [f"{random.choice(REST)} {random.choice(GOOD if y else BAD)} {random.choice(REST)}" for y in label]
+    stars = (1 + 3 * label + random.random(rows)).round(2)
+    grade = np.where(label == 0, "bad", np.where(stars > 4.5, "best", "good"))
+    return pd.DataFrame(
+        {"review": words, "binary": np.where(label, "pos", "neg"), "multiclass": grade, "regression": stars}
+    )
+
+
+def text_run(out, target="binary", *, table=None, data=None, model="auto", **training):
+    table = reviews() if table is None else table
+    table = table[["review", target]] if target in table else table
+    data = DataConfig(target=target, text="review", **(data or {}))
+    hidden = () if model == "auto" else (32, 32)
+    return quick_run(out, table, data=data, model=ModelConfig(model=model, hidden=hidden), **training)
+
+
+MODELS = ("bag", "transformer")
+
+
+@pytest.fixture(scope="module")
+def text_runs(tmp_path_factory):
+    """A run of each network and kind of problem."""
+    folder = tmp_path_factory.mktemp("texts")
+    return {
+        (model, target): text_run(
+            folder / f"{model}-{target}",
+            target,
+            model=model,
+            epochs=4 if model == "bag" else 12,
+            lr=1e-2 if model == "bag" else 3e-3,
+        )
+        for model in MODELS
+        for target in ("binary", "multiclass", "regression")
+    }
+
+
+def fit(texts, **options):
+    options = {"steps": list(CLEANING), "segment": "ngrams", "min_freq": 1, "vocab_size": 0, "max_length": 0} | options
+    return TextPreprocessor.fit(pd.DataFrame({"t": texts}), column="t", **options)
+
+
+# ---------------------------------------------------------------- cleaning
+
+
+@pytest.mark.parametrize(
+    ("step", "raw", "expected"),
+    [
+        ("unicode", "ﬁne ＡＢＣ cafe\u0301", "fine ABC café"),
+        ("unicode", "ㅋㅠ \u1100\u1161", "ㅋㅠ 가"),
+        ("html", "a <b>bold</b><br/> &lt;3 R&amp;D x < y", "a bold < 3 R & D x < y"),
+        ("marks", "see https://a.bc/d?e=f or me.you@mail.example.org, 12.5%", "see xxurl or xxmail , 00 . 0 %"),
+        ("repeats", "sooooo gooood!!! 1000 ㅋㅋㅋㅋ", "soo good ! ! 1000 ㅋㅋ"),
+        ("case", "LOUD Ümlaut", "loud ümlaut"),
+    ],
+)
+def test_each_step_of_cleaning(step, raw, expected):
+    assert clean(raw, [step]) == expected
+    assert clean(raw, [s for s in CLEANING if s != step]) != clean(raw, list(CLEANING))
+
+
+def test_words_of_any_script_stay_whole():
+    assert clean("नमस्ते दुनिया", []).split() == ["नमस्ते", "दुनिया"]
+    assert clean("don't—stop，好。", []).split() == ["don", "'", "t", "—", "stop", "，", "好", "。"]
+    assert clean("a\0b\u200bc\ud800d\u00a0e\n\tf", []) == "a bc d e f"
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_cleaning_twice_changes_no_word_edges(text):
+    cleaned = clean(text, list(CLEANING))
+    assert clean(cleaned, []) == cleaned
+    assert "\n" not in cleaned and "  " not in cleaned and cleaned == cleaned.strip()
+
+
+# ---------------------------------------------------------------- n-grams and ids
+
+
+def slow_ngrams(text: str) -> list[str]:
+    words = [f" {word} " for word in text.split()]
+    return [w[i : i + k] for w in words for k in range(1, 6) for i in range(len(w) - k + 1) if w[i : i + k] != " "]
+
+
+@given(st.lists(st.text(alphabet="abc 가나!👍", max_size=20), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_hashed_ngrams_are_those_of_a_plain_loop(texts):
+    texts = [clean(text, []) for text in texts]
+    buckets, offsets = hash_ngrams(texts)
+    assert len(offsets) == len(texts) + 1
+    bucket_of = {}
+    for text, start, end in zip(texts, offsets[:-1], offsets[1:], strict=True):
+        grams = slow_ngrams(text)
+        assert end - start == len(grams)
+        for gram in set(grams):  # each alone has the same bucket, wherever it stands
+            alone, _ = hash_ngrams([gram.strip()])
+            alike = slow_ngrams(gram.strip())
+            if gram in alike and alike.count(gram) == 1 and len(set(alone)) == len(alone):
+                bucket_of.setdefault(gram, set()).update(set(buckets[start:end]) & set(alone))
+    assert all(found for found in bucket_of.values())
+
+
+def test_frequent_ngrams_are_known_in_order_of_frequency():
+    fitted = fit(["ab", "ab", "ab", "cd", "cd", "e"], min_freq=2, max_length=5)
+    assert fitted.vocab_size - 2 == 2 * len(set(slow_ngrams("ab")))
+    ids = fitted(["ab", "cd", "e", "", "ab zz"])
+    n = len(slow_ngrams("ab"))
+    assert set(ids[0].tolist()) - {PADDING} == set(range(2, n + 2))  # the most frequent first
+    assert set(ids[1].tolist()) - {PADDING} == set(range(n + 2, 2 * n + 2))
+    assert [row[row != PADDING].tolist() for row in ids[2:4]] == [[UNKNOWN], [UNKNOWN]]
+    assert ids[4].tolist().count(UNKNOWN) == 1
+    assert fit(["ab", "ab", "cd"], vocab_size=4).vocab_size == 4
+    with pytest.raises(ValueError, match="--min-freq 1"):
+        fit(["ab", "cd"], min_freq=3)
+
+
+@pytest.mark.parametrize("segment", ["words", "subwords", "characters"])
+def test_tokens(segment):
+    texts = ["the film was good", "the film was bad", "the 영화 was good"] * 5 + ["rare 龍"]
+    fitted = fit(texts, segment=segment, min_freq=2, max_length=17)
+    ids = fitted(["the film was good", "the film was good " * 9, "龍", ""])
+    assert (ids[2] != PADDING).sum() >= 1 and UNKNOWN in ids[2]
+    assert ids[3].tolist()[0] == UNKNOWN and (ids[3][1:] == PADDING).all()
+    expected = {"words": 4, "characters": 17}
+    if segment in expected:
+        assert (ids[0] != PADDING).sum() == expected[segment]
+    assert ids.shape[1] <= fitted.max_length and (ids[1] != PADDING).sum() == fitted.max_length
+    assert fit(texts, segment=segment, min_freq=2, max_length=17) == fitted
+    again = TextPreprocessor(**json.loads(json.dumps(asdict(fitted))))
+    assert torch.equal(again(texts), fitted(texts))
+
+
+def test_statistics_are_of_the_training_texts_alone(tmp_path):
+    table = reviews().assign(review=lambda t: [f"{w} unique{i:03}" for i, w in enumerate(t["review"])])
+    run = text_run(tmp_path / "run", table=table, data={"min_freq": 1, "segment": "words", "clean": ("case",)})
+    known = set(json.loads(run.pipeline.preprocessor.vocabulary)["model"]["vocab"])
+    splits = load_splits(DataConfig(target="binary", text="review"), 0, table)
+    assert {w.split()[-1] for w in splits.train["review"]} <= known
+    assert not {w.split()[-1] for w in [*splits.val["review"], *splits.test["review"]]} & known
+
+
+def test_the_number_of_processes_changes_nothing(monkeypatch):
+    texts = reviews(900)["review"].tolist()
+    one = fit(texts)
+    ids = one(texts)
+    monkeypatch.setattr(text_module, "CHUNK", 50)
+    monkeypatch.setattr(text_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert fit(texts) == one and torch.equal(one(texts), ids)
+
+
+def test_cells_of_any_type_are_texts():
+    assert read_texts(pd.DataFrame({"t": [1.0, 2.5, None]}), "t") == ["1", "2.5", ""]
+    assert read_texts(pd.DataFrame({"t": ["NA", None, 7, float("nan")]}), "t") == ["NA", "", "7", ""]
+    assert read_texts(["a", "b"], "t") == ["a", "b"] and read_texts({"t": "x"}, "t") == ["x"]
+    with pytest.raises(ValueError, match="column 't' is missing"):
+        read_texts([{"T": "x"}], "t")
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_ragged_batches_are_padded_to_their_longest():
+    flat, lengths = torch.arange(1, 11, dtype=torch.int32), torch.tensor([3, 1, 4, 2])
+    texts = Ragged(flat, torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]))
+    assert texts[torch.tensor([1, 3])].tolist() == [[4, 0], [9, 10]]
+    assert texts[torch.tensor([0])].tolist() == [[1, 2, 3]] and texts[torch.tensor([], dtype=torch.int64)].shape == (
+        0,
+        0,
+    )
+
+
+@given(st.integers(1, 200), st.integers(2, 40), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_batches_by_length_hold_every_record_once(count, size, seed):
+    torch.manual_seed(seed)
+    lengths = torch.randint(1, 100, (count,))
+    batches = list(BatchIndices(count, size, shuffle=True, lengths=lengths))
+    assert torch.cat(batches).sort().values.tolist() == list(range(count))
+    assert len(batches) == len(BatchIndices(count, size, shuffle=True)) and min(map(len, batches)) > (count > 1)
+
+
+def test_batches_by_length_are_random_and_hardly_padded():
+    lengths = torch.randint(1, 500, (4096,), generator=torch.Generator().manual_seed(0))
+    sampler = BatchIndices(4096, 32, shuffle=True, lengths=lengths)
+    batches = list(sampler)
+    padded = sum(int(lengths[b].max()) * len(b) for b in batches) / int(lengths.sum())
+    assert padded < 1.1
+    assert {tuple(b.tolist()) for b in batches}.isdisjoint(tuple(b.tolist()) for b in sampler)
+    means = torch.tensor([lengths[b].float().mean() for b in batches])
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # short and long ones take turns
+
+
+# ---------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_and_neighbours_never_change_logits(name):
+    facts = {"vocab_size": 50, "max_length": 30, "padding": 0, "out_features": 3, "activation": "relu", "dropout": 0.1}
+    torch.manual_seed(0)
+    model = build_model(name, facts | {"hidden": [32, 32], "batch_norm": True}).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    texts = [torch.randint(1, 50, (n,), dtype=torch.int32) for n in (1, 5, 20, 30)]
+    together = model(nn.utils.rnn.pad_sequence(texts, batch_first=True))
+    alone = torch.cat([model(text[None]) for text in texts])
+    assert torch.allclose(together, alone, atol=1e-5) and together.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_overfits_32_texts(name):
+    table = reviews(32, seed=1).assign(review=lambda t: [f"{w} {i * 7919}" for i, w in enumerate(t["review"])])
+    table["y"] = np.arange(32) % 2  # against the words: to be learned by heart
+    fitted = TextPreprocessor.fit(
+        table, column="review", steps=["case"], segment="words", min_freq=1, vocab_size=0, max_length=0
+    )
+    task = Task.fit(table["y"])
+    options = {"hidden": [64, 64] if name == "transformer" else [32], "activation": "relu", "dropout": 0.0}
+    pipeline = Pipeline.build(name, options, task, fitted)
+    loader = make_loader(fitted.ids(table), task.encode(table["y"]), 32, shuffle=True)
+    Trainer(pipeline, TrainConfig(epochs=250, lr=1e-2, patience=0, weight_decay=0, threads=1)).fit(loader, loader)
+    assert task.measure(pipeline.logits(fitted(table)), task.encode(table["y"]))["loss"] < 0.02
+
+
+def test_the_unknown_id_is_trained(text_runs):
+    """Its vector is not where it began: no text of the test would train it, were it not seen in training."""
+    for model in MODELS:
+        run = text_runs[model, "binary"]
+        torch.manual_seed(0)
+        facts = run.pipeline.network["facts"]
+        table = run.pipeline.model.table if model == "bag" else run.pipeline.model.tokens
+        torch.manual_seed(0)
+        trained = table.weight[UNKNOWN].detach().clone()
+        training = quick_run_weights(run, facts, model)
+        assert not torch.allclose(trained, training, atol=1e-3)
+
+
+def quick_run_weights(run, facts, model):
+    from trainer import seed_all
+
+    seed_all(0, 0)
+    fresh = build_model(run.pipeline.network["name"], facts)
+    return (fresh.table if model == "bag" else fresh.tokens).weight[UNKNOWN].detach()
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_it_learns(text_runs, model):
+    assert text_runs[model, "binary"].test["accuracy"] > 0.9
+    assert text_runs[model, "regression"].test["r2"] > 0.5
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("target", ["binary", "multiclass", "regression"])
+def test_every_way_to_ask_gives_the_same_answers(text_runs, model, target, tmp_path):
+    run, records = text_runs[model, target], reviews(40, seed=7)
+    records.loc[3, "review"] = ""
+    records.loc[4, "review"] = 'quoted "text", with\na line break'
+    expected = run.pipeline.predict(records)
+    checkpoint = run.out / "best.pt"
+    loaded = Pipeline.load(checkpoint)
+    texts = records["review"].tolist()
+    for again in (loaded.predict(records), loaded.predict(texts), pd.concat([loaded.predict([t]) for t in texts])):
+        pd.testing.assert_frame_equal(again.reset_index(drop=True), expected, rtol=1e-5, atol=1e-6)
+    if target != "multiclass" and model == "transformer":
+        return  # the same code reads the files
+    records[["review"]].to_csv(tmp_path / "a.csv", index=False)
+    records.to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    records.to_parquet(tmp_path / "c.parquet")
+    (tmp_path / "d.txt").write_text("\n".join(t.replace("\n", " ") for t in texts) + "\n", encoding="utf-8")
+    for name in ("a.csv", "b.jsonl", "c.parquet", "d.txt"):
+        done = command(
+            "predict.py", "--checkpoint", checkpoint, "--input", tmp_path / name, "--output", tmp_path / "o.csv"
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        answers = pd.read_csv(tmp_path / "o.csv")
+        pd.testing.assert_frame_equal(answers, expected, rtol=1e-5, atol=1e-6, check_dtype=False)
+    assert ("accuracy" in done.stdout.decode()) is False
+
+
+def test_standard_input_is_a_table_or_lines(text_runs):
+    run = text_runs["bag", "binary"]
+    expected = run.pipeline.predict(["lovely film", "a waste, boring"])["prediction"].tolist()
+    for text in ("lovely film\na waste, boring\n", 'id,review\n1,lovely film\n2,"a waste, boring"\n'):
+        done = command("predict.py", "--checkpoint", run.out / "best.pt", "--input", "-", stdin=text.encode())
+        assert done.returncode == 0, done.stderr.decode()
+        assert [line.split(",")[0] for line in done.stdout.decode().splitlines()[1:]] == expected
+
+
+def test_the_text_column_is_found_where_nothing_else_is(tmp_path):
+    table = reviews()[["review", "binary"]]
+    splits = load_splits(DataConfig(target="binary"), 0, table)
+    assert splits.text == "review" and "--text review" in splits.notes[0]
+    with_id = table.assign(customer_id=np.arange(len(table)))
+    assert load_splits(DataConfig(target="binary"), 0, with_id).text == "review"
+    with_number = table.assign(age=np.random.default_rng(0).normal(size=len(table)))
+    assert load_splits(DataConfig(target="binary"), 0, with_number).text == ""
+    assert load_splits(DataConfig(target="binary", columns=("age=drop",)), 0, with_number).text == "review"
+    assert list(load_splits(DataConfig(target="binary", text="review"), 0, with_number).train) == ["review", "binary"]
+
+
+def test_cells_are_taken_letter_by_letter(tmp_path):
+    """What is null or a number in a table of numbers is a word here, in training as in prediction."""
+    table = reviews()[["review", "binary"]]
+    table.loc[:40, "review"] = ["NA", "?", "007", "1.50"] * 10 + ["None"]
+    table.to_csv(tmp_path / "a.csv", index=False)
+    for config in (
+        DataConfig(data=str(tmp_path / "a.csv"), target="binary"),
+        DataConfig(target="binary", text="review"),
+    ):
+        splits = load_splits(config, 0, None if config.data != "breast_cancer" else table)
+        words = pd.concat([splits.train, splits.val, splits.test])["review"]
+        assert {"NA", "?", "007", "1.50", "None"} <= set(words)
+    numbers = pd.DataFrame({"code": ["007", "100", "012", "3.50"] * 20, "y": list("abab") * 20})
+    numbers.to_csv(tmp_path / "b.csv", index=False)
+    splits = load_splits(DataConfig(data=str(tmp_path / "b.csv"), target="y", text="code"), 0)
+    assert set(splits.train["code"]) == {"007", "100", "012", "3.50"}
+
+
+def test_folders_of_texts(tmp_path):
+    table = reviews(60)
+    for i, (words, label) in enumerate(zip(table["review"], table["binary"], strict=True)):
+        (tmp_path / "texts" / label).mkdir(parents=True, exist_ok=True)
+        encoding = "cp949" if "이" in words and i % 2 else "utf-8"
+        (tmp_path / "texts" / label / f"{i}.txt").write_bytes(words.encode(encoding, "ignore"))
+    splits = load_splits(DataConfig(data=str(tmp_path / "texts")), 0)
+    assert splits.text == "text" and splits.target == "label"
+    assert any("이 영화는" in words for words in splits.train["text"])
+    done = command("train.py", "--data", tmp_path / "texts", "--epochs", 2, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["model"] == "bag"
+
+
+def test_the_bundled_example(tmp_path):
+    done = command("train.py", "--data", "docstrings", "--epochs", 12, "--lr", 0.005, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr.decode()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"] > 0.75 and "asyncio" in metrics["classes"]
+    done = command(
+        "predict.py", "--checkpoint", tmp_path / "run" / "best.pt", "--input", tmp_path / "run" / "sample.csv"
+    )
+    assert done.returncode == 0 and done.stdout.count(b"\n") == 6
+
+
+@pytest.mark.parametrize(("model", "where"), [("bag", "step"), ("transformer", "step"), ("bag", "evaluate")])
+def test_interrupted_and_resumed(tmp_path, monkeypatch, model, where):
+    table = reviews()[["review", "binary"]]
+    data = DataConfig(target="binary", text="review", batch_size=16)
+    model = ModelConfig(model=model, hidden=(32, 32))
+    interrupted_run(tmp_path / "a", where, 3, monkeypatch, table=table, data=data, model=model)
+    quick_run(tmp_path / "b", table, data=data, model=model)
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+
+
+def test_the_same_seed_gives_the_same_bits_in_another_process(tmp_path):
+    """Sub-word training, hashing and the order of words must not follow Python's random hash of strings."""
+    reviews()[["review", "binary"]].to_csv(tmp_path / "a.csv", index=False)
+    for model in MODELS:
+        seen = set()
+        for i in range(2):
+            out = tmp_path / f"{model}{i}"
+            flags = ["--data", tmp_path / "a.csv", "--target", "binary", "--epochs", 2, "--model", model, "--out", out]
+            done = command("train.py", *flags, env={"PYTHONHASHSEED": str(i)})
+            assert done.returncode == 0, done.stderr.decode()
+            seen.add(fingerprint(out)[0])
+        assert len(seen) == 1
+
+
+def test_the_checkpoint_is_plain(text_runs):
+    for run in text_runs.values():
+        state = read_checkpoint(run.out / "best.pt")
+        json.dumps({k: v for k, v in state.items() if k != "state_dict"}, allow_nan=False)
+        assert state["kind"] == "text" and set(state["golden"]["records"][0]) == {"review"}
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_strange_texts_are_answered(text_runs):
+    strange = ["", "x", "👍" * 50, "\0\0", "\ud800", "עברית " * 3, "word " * 200_000, "가" * 1_000_000, "   ", "ㅋ"]
+    for model in MODELS:
+        answers = text_runs[model, "binary"].pipeline.predict(strange)
+        assert len(answers) == len(strange) and answers["probability"].between(0.5, 1).all()
+
+
+def test_strange_texts_are_trained_on(tmp_path):
+    table = reviews(120)[["review", "binary"]]
+    table.loc[:9, "review"] = [None, "", "x", "👍" * 50, "a\0b", "שלום", "word " * 20_000, "   ", "ㅋ", "12"]
+    for model in MODELS:
+        run = text_run(tmp_path / model, table=table, model=model, epochs=1)
+        assert np.isfinite(run.test["loss"]) and (run.out / "sample.csv").exists()
+
+
+def test_a_long_cell_and_zero_bytes_in_a_file(text_runs, tmp_path):
+    checkpoint = text_runs["bag", "binary"].out / "best.pt"
+    rows = ["review", "lovely", '"' + "great 최고 " * 150_000 + '"', "a\0b", *["boring"] * 50]
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    done = command("predict.py", "--checkpoint", checkpoint, "--input", tmp_path / "a.csv")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.count(b"\n") == 54
+
+
+def test_damaged_utf8_is_named_by_its_row(text_runs, tmp_path):
+    rows = [f"{words},{label}" for words, label in reviews(60)[["review", "binary"]].itertuples(index=False)]
+    raw = "\n".join(["review,binary", *rows]).encode().split(b"\n")
+    raw[17] = b"broken \xff\xfe letter,pos"
+    (tmp_path / "a.csv").write_bytes(b"\n".join(raw))
+    (tmp_path / "a.txt").write_bytes(b"\n".join(raw))
+    flags = ["--data", tmp_path / "a.csv", "--target", "binary", "--text", "review", "--out", tmp_path / "run"]
+    assert_refused(command("train.py", *flags), "a.csv: row 17 holds bytes that are no UTF-8")
+    checkpoint = text_runs["bag", "binary"].out / "best.pt"
+    assert_refused(command("predict.py", "--checkpoint", checkpoint, "--input", tmp_path / "a.csv"), "row 17")
+    assert_refused(
+        command("predict.py", "--checkpoint", checkpoint, "--input", tmp_path / "a.txt"), "a.txt", "no UTF-8"
+    )
+
+
+def test_bad_flags_are_refused(tmp_path):
+    reviews()[["review", "binary"]].to_csv(tmp_path / "a.csv", index=False)
+    base = ["--data", tmp_path / "a.csv", "--target", "binary", "--out", tmp_path / "run"]
+    for flags, words in (
+        (["--text", "reviews"], ["--text reviews", "Did you mean 'review'"]),
+        (["--text", "binary"], ["--text binary is the target"]),
+        (["--text", "review", "--image", "review"], ["--image and --text"]),
+        (["--text", "review", "--model", "mlp"], ["--model mlp reads no texts"]),
+        (["--clean", "lower"], ["--clean", "lower"]),
+        (["--model", "hf"], ["--model hf needs a name"]),
+        (["--text", "review", "--min-freq", "1000"], ["--min-freq 1"]),
+        (["--model", "transformer", "--hidden", "32", "64"], ["--hidden is one width"]),
+    ):
+        assert_refused(command("train.py", *base, *flags), *words)
+        assert not (tmp_path / "run").exists()
+
+
+def test_no_cleaning_at_all(tmp_path):
+    reviews()[["review", "binary"]].to_csv(tmp_path / "a.csv", index=False)
+    flags = ["--data", tmp_path / "a.csv", "--target", "binary", "--epochs", 1, "--out", tmp_path / "run", "--clean"]
+    done = command("train.py", *flags)
+    assert done.returncode == 0 and "no cleaning" in done.stdout.decode(), done.stderr.decode()
+
+
+# ---------------------------------------------------------------- Hugging Face
+
+
+def test_without_transformers_it_says_what_to_install(tmp_path):
+    reviews()[["review", "binary"]].to_csv(tmp_path / "a.csv", index=False)
+    code = "import sys; sys.modules['transformers'] = None; sys.argv[0] = 'train.py'; "
+    code += f"sys.path.insert(0, {str(ROOT)!r}); import train, errors; errors.run(train.main)"
+    flags = ["--data", str(tmp_path / "a.csv"), "--target", "binary", "--model", "hf:some/model"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, cwd=tmp_path, check=False)
+    assert_refused(done, "--model hf:some/model needs another library: pip install transformers")
+
+
+def test_a_pretrained_encoder_is_tuned_and_travels(tmp_path):
+    """A tiny encoder with random weights, made here, stands for one from the hub."""
+    transformers = pytest.importorskip("transformers")
+    words = sorted({w for t in reviews()["review"] for w in t.lower().split()})
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    transformers.BertTokenizerFast(str(tmp_path / "hub" / "vocab.txt")).save_pretrained(tmp_path / "hub")
+    torch.manual_seed(3)
+    config = transformers.BertConfig(
+        vocab_size=len(words) + 5, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    encoder = transformers.BertModel(config)
+    encoder.save_pretrained(tmp_path / "hub")
+    run = text_run(tmp_path / "still", model=f"hf:{tmp_path / 'hub'}", epochs=1, lr=1e-30, data={})
+    for name, weight in encoder.state_dict().items():
+        assert torch.allclose(run.pipeline.model.encoder.state_dict()[name], weight), name
+    run = text_run(tmp_path / "run", model=f"hf:{tmp_path / 'hub'}", epochs=6, lr=3e-3)
+    assert run.test["accuracy"] > 0.9
+    (tmp_path / "hub").rename(tmp_path / "gone")  # the checkpoint needs it no more
+    loaded = Pipeline.load(run.out / "best.pt")
+    records = reviews(20, seed=4)
+    pd.testing.assert_frame_equal(loaded.predict(records), run.pipeline.predict(records), rtol=1e-5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "gone")
+    assert loaded.preprocessor(["this one: great"])[0].tolist() == tokenizer("this one: great")["input_ids"]
+
+
+def test_replacing_a_field_of_a_preprocessor_makes_a_new_one():
+    fitted = fit(["abc def"] * 3)
+    shorter = replace(fitted, max_length=3)
+    assert shorter(["abc def"]).shape[1] < fitted(["abc def"]).shape[1]

@@ -1,0 +1,401 @@
+"""Text: cells → clean → segments → ids, the same way in training and when the model is asked. Any language."""
+
+import ast
+import base64
+import html
+import os
+import re
+import sysconfig
+import unicodedata
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from errors import UserError, did_you_mean
+from huggingface import from_hugging_face
+from preprocessing import as_frame, spread
+
+PADDING, UNKNOWN = 0, 1  # the first ids; those of known segments follow, the most frequent first
+LONGEST_NGRAM = 5  # characters, the mark of a word's edge among them
+BUCKET_BITS = 22  # of the hash of an n-gram: 4 million buckets, of which the frequent ones get ids
+VOCAB_SIZES = {"ngrams": 2**18, "words": 30_000, "subwords": 8_000, "characters": 8_000}
+SHORTEST = 32  # so that a model of short texts reads somewhat longer ones, too
+LONGEST = {"ngrams": 8192, "words": 512, "subwords": 512, "characters": 512}  # of what is chosen without being asked
+TEXTS_AT_ONCE = 1024  # of those that predict.py pads to one length
+CHUNK = 4096  # texts that a process is handed at once
+
+# ---------------------------------------------------------------- clean
+
+
+def _unicode(text: str) -> str:
+    """One code for what looks the same (NFKC), but ㅋㅠ stay two letters, where NFKC would join them to a syllable."""
+    if unicodedata.is_normalized("NFKC", text):
+        return text
+    return re.sub(r"[^\u3131-\u318e]+", lambda part: unicodedata.normalize("NFKC", part[0]), text)
+
+
+def _html(text: str) -> str:
+    """Tags and comments go, entities become their characters."""
+    return html.unescape(re.sub(r"</?[a-zA-Z][^<>]{0,500}>|<!--[^<>]{0,500}-->", " ", text))
+
+
+def _marks(text: str) -> str:
+    """Web addresses and e-mails become one word each, and each digit 0: 2,499 is 0,000."""
+    text = re.sub(r"(?:https?://|www\.)\S+", " xxurl ", text, flags=re.IGNORECASE)
+    text = re.sub(r"[\w.+-]+@[\w-]+\.\w[\w.-]*", " xxmail ", text)
+    return re.sub(r"\d", "0", text)
+
+
+def _repeats(text: str) -> str:
+    """Of the same character three times or more in a row, two are left: sooooo is soo. Digits stay."""
+    return re.sub(r"(\D)\1{2,}", r"\1\1", text)
+
+
+# In this order; --clean names those that are wanted
+CLEANING: dict[str, Callable[[str], str]] = {
+    "unicode": _unicode,
+    "html": _html,
+    "repeats": _repeats,
+    "marks": _marks,
+    "case": str.lower,
+}
+
+
+class _Spaced(dict):
+    """For str.translate: spaces around punctuation and symbols, none around letters of any script with their marks;
+    control characters, and halves of surrogate pairs, are spaces, invisible format characters nothing."""
+
+    def __missing__(self, code: int) -> str:
+        character, category = chr(code), unicodedata.category(chr(code))
+        edges = f" {character} " if category[0] in "PS" else character
+        self[code] = {"Cc": " ", "Cs": " ", "Cf": ""}.get(category, edges)
+        return self[code]
+
+
+SPACED = _Spaced()
+
+
+def clean(text: str, steps: list[str]) -> str:
+    """Return a text after the named steps of CLEANING, its words and punctuation parted by single spaces."""
+    for name, step in CLEANING.items():
+        if name in steps:
+            text = step(text)
+    return " ".join(text.translate(SPACED).split())
+
+
+# ---------------------------------------------------------------- segments
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Ids of many texts without padding: text i has flat[offsets[i]:offsets[i + 1]]."""
+
+    flat: Tensor  # int32 (all ids,)
+    offsets: Tensor  # int64 (N + 1,)
+    padding: int = PADDING
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.offsets.diff()
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return the texts of a batch, (N, ids of the longest), padded at their ends."""
+        starts, lengths = self.offsets[rows], self.lengths[rows]
+        place = torch.arange(int(lengths.max()) if len(rows) else 0)
+        inside = place < lengths[:, None]  # (N, L)
+        ids = torch.full(inside.shape, self.padding, dtype=torch.int32)
+        ids[inside] = self.flat[(starts[:, None] + place)[inside]]
+        return ids
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Spread uint64 numbers over all 64 bits (the finaliser of SplitMix64, Steele et al., 2014)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def hash_ngrams(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (buckets, offsets) of all n-grams of 1 … 5 characters inside the words of cleaned texts.
+
+    A word's edge counts as a character, so that " un" is a beginning and "ed " an end. All texts are gone through at
+    once, as one array of code points: a hash of n characters comes from that of n - 1. Source of the features:
+    Bojanowski et al., "Enriching Word Vectors with Subword Information", 2017; of hashing: Weinberger et al., 2009.
+    """
+    joined = "".join(f" {text} \n" for text in texts)
+    points = np.frombuffer(joined.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    ends, edge = points == ord("\n"), (points == ord("\n")) | (points == ord(" "))
+    place, text_of = np.arange(len(points)), np.cumsum(ends) - ends
+    next_edge = np.minimum.accumulate(np.where(edge, place, len(points))[::-1])[::-1]  # at a place or after it
+    next_edge = np.append(next_edge[1:], len(points))  # after it
+    empty = ends | (edge & (next_edge == place + 1))  # begins no word
+    letters, hashes = _mixed(points + np.uint64(1)), np.zeros(len(points), dtype=np.uint64)
+    buckets, owners = [], []
+    for size in range(1, LONGEST_NGRAM + 1):
+        count = max(0, len(points) - size + 1)
+        hashes = _mixed(hashes[:count] * np.uint64(3) + letters[size - 1 :])
+        inside = (place[:count] + size - 1 <= next_edge[:count]) & ~empty[:count]
+        if size == 1:
+            inside &= ~edge
+        buckets.append((hashes[inside] >> np.uint64(64 - BUCKET_BITS)).astype(np.int32))
+        owners.append(text_of[:count][inside])
+    buckets, owners = np.concatenate(buckets), np.concatenate(owners)
+    order = np.argsort(owners, kind="stable")
+    return buckets[order], np.searchsorted(owners[order], np.arange(len(texts) + 1))
+
+
+def _clean_part(texts: list[str], steps: list[str]) -> list[str]:
+    return [clean(text, steps) for text in texts]
+
+
+def _hash_part(texts: list[str], steps: list[str], longest: int | None) -> tuple[np.ndarray, np.ndarray]:
+    return hash_ngrams([clean(text, steps)[:longest] for text in texts])
+
+
+def _in_parts(function: Callable, texts: list[str]) -> list:
+    """Call a function on parts of the texts, on all cores where there are many. The parts do not depend on that."""
+    parts = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if len(parts) < 8 or cores == 1:
+        return list(map(function, parts))
+    with ProcessPoolExecutor(cores) as pool:
+        return list(pool.map(function, parts))
+
+
+# ---------------------------------------------------------------- the preprocessor
+
+
+@dataclass(frozen=True)
+class TextPreprocessor:
+    """What was learned of the training texts; `__call__` applies it."""
+
+    column: str
+    steps: list[str]  # of CLEANING
+    segment: str  # ngrams, words, subwords, characters, or pretrained: a tokenizer that came with a network
+    max_length: int  # longest text that is read: characters for ngrams, else tokens
+    min_freq: int
+    vocabulary: str  # ngrams: base64 of the int32 buckets, the most frequent first; else a tokenizer as JSON
+    padding: int = PADDING  # the id of it
+
+    @classmethod
+    def fit(
+        cls,
+        records: pd.DataFrame,
+        *,
+        column: str,
+        steps: list[str],
+        segment: str,
+        min_freq: int,
+        vocab_size: int,
+        max_length: int,
+    ) -> "TextPreprocessor":
+        """Learn from training records which segments are frequent enough to be known.
+
+        segment: ngrams (of characters, in words), words, subwords (byte-pair encoding) or characters.
+        min_freq: fewer texts with an n-gram, or occurrences of a token, make it unknown.
+        vocab_size: of the most frequent; 0 = VOCAB_SIZES.  max_length: 0 = that of all but 1 % of the texts.
+        Raises UserError where no segment is frequent enough.
+        """
+        texts = read_texts(records, column)
+        size = (vocab_size or VOCAB_SIZES[segment]) - 2  # padding and unknown
+        cleaned = [text for part in _in_parts(partial(_clean_part, steps=steps), texts) for text in part]
+        if segment == "ngrams":
+            longest = max_length or _usual_length(map(len, cleaned), LONGEST[segment])
+            vocabulary = _frequent_buckets(cleaned, longest, min_freq, size)
+        else:
+            tokenizer = _train_tokenizer(cleaned, segment, min_freq, size + 2)
+            lengths = (len(tokens.ids) for tokens in tokenizer.encode_batch_fast(cleaned))
+            longest = max_length or _usual_length(lengths, LONGEST[segment])
+            vocabulary = tokenizer.to_str()
+        fitted = cls(column, list(steps), segment, longest, min_freq, vocabulary)
+        if fitted.vocab_size <= 2:
+            raise UserError(
+                f"column {column!r}: nothing in it is in {min_freq} texts or more. Give more texts, or --min-freq 1."
+            )
+        return fitted
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, column: str, max_length: int) -> "TextPreprocessor":
+        """Take the tokenizer of a Hugging Face model (a name or a folder), and no cleaning but its own.
+
+        Raises UserError where `transformers` is not installed, or there is no such tokenizer.
+        """
+        tokenizer = from_hugging_face("AutoTokenizer", name)
+        if not getattr(tokenizer, "is_fast", False):
+            raise UserError(f"--model hf:{name}: its tokenizer is none of the `tokenizers` library.")
+        inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        inner.no_padding()
+        inner.no_truncation()
+        longest = max_length or min(LONGEST["subwords"], tokenizer.model_max_length)
+        return cls(column, [], "pretrained", longest, 1, inner.to_str(), tokenizer.pad_token_id or 0)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._buckets) + 2 if self.segment == "ngrams" else self._tokenizer.get_vocab_size()
+
+    @property
+    def model_args(self) -> dict:
+        """vocab_size: ids 0 … vocab_size - 1.  max_length: ids of the longest text."""
+        return {"vocab_size": self.vocab_size, "max_length": self.max_length, "padding": self.padding}
+
+    @cached_property
+    def _buckets(self) -> np.ndarray:
+        return np.frombuffer(base64.b64decode(self.vocabulary), dtype="<i4")
+
+    @cached_property
+    def _id_of_bucket(self) -> np.ndarray:
+        ids = np.full(2**BUCKET_BITS, UNKNOWN, dtype=np.int32)
+        ids[self._buckets] = np.arange(2, len(self._buckets) + 2)
+        return ids
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(self.vocabulary)
+        tokenizer.enable_truncation(self.max_length)
+        return tokenizer
+
+    def __call__(self, records) -> Tensor:
+        """Turn records (DataFrame, dict, list of dicts or of strings) into ids, int32 (N, ids of the longest text).
+
+        Raises UserError where the column is missing.
+        """
+        ids = self.ids(records)
+        return ids[torch.arange(len(ids))]
+
+    def ids(self, records) -> Ragged:
+        """Turn records into ids without padding. Every text has one id at least."""
+        texts = read_texts(records, self.column)
+        if self.segment == "ngrams":
+            parts = _in_parts(partial(_hash_part, steps=self.steps, longest=self.max_length), texts)
+            parts = [self._known(buckets, offsets) for buckets, offsets in parts]
+            flat = np.concatenate([flat for flat, _ in parts] or [np.empty(0, np.int32)])
+            lengths = np.concatenate([lengths for _, lengths in parts] or [np.empty(0, np.int64)])
+        else:
+            cleaned = [text for part in _in_parts(partial(_clean_part, steps=self.steps), texts) for text in part]
+            rows = [tokens.ids or [UNKNOWN] for tokens in self._tokenizer.encode_batch_fast(cleaned)]
+            lengths = np.array([len(row) for row in rows], dtype=np.int64)
+            flat = np.fromiter((i for row in rows for i in row), dtype=np.int32, count=lengths.sum())
+        offsets = torch.from_numpy(np.append(0, np.cumsum(lengths)))
+        return Ragged(torch.from_numpy(flat), offsets, self.padding)
+
+    def _known(self, buckets: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (flat ids, how many each text has) of hashed texts: the known n-grams, then one UNKNOWN for all
+        others together, which nearly every training text has."""
+        ids = self._id_of_bucket[buckets]
+        text_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        known = ids != UNKNOWN
+        lengths = np.bincount(text_of[known], minlength=len(offsets) - 1)
+        some_unknown = (np.diff(offsets) > lengths) | (lengths == 0)
+        flat = np.full(lengths.sum() + some_unknown.sum(), UNKNOWN, dtype=np.int32)
+        shift = np.cumsum(some_unknown) - some_unknown  # of a text, by the UNKNOWNs of those before
+        flat[np.arange(known.sum()) + shift[text_of[known]]] = ids[known]
+        return flat, lengths + some_unknown
+
+    def examples(self, records: pd.DataFrame, count: int) -> list[dict]:
+        """Return some records as dicts that JSON can hold."""
+        texts = read_texts(spread(records, count), self.column)
+        return [{self.column: text[: 10 * self.max_length]} for text in texts]
+
+    @property
+    def number_columns(self) -> set[str]:
+        return set()
+
+    def count_unknown(self, x: Tensor) -> dict[str, int]:
+        """Count the texts of which nothing was known, in a tensor that `__call__` returned."""
+        count = 0 if self.segment == "pretrained" else int((x <= UNKNOWN).all(dim=1).sum())
+        return {self.column: count} if count else {}
+
+    def decisions(self) -> list[tuple[str, str, str]]:
+        """(column, kind, what becomes of it), to show to a person."""
+        if self.segment == "pretrained":
+            return [(self.column, "text", f"its network's own tokenizer; at most {self.max_length} tokens")]
+        parts = f"{self.vocab_size - 2:,} {self.segment} in {self.min_freq} texts or more"
+        unit = "characters" if self.segment == "ngrams" else "tokens"
+        steps = ", ".join(self.steps) or "no cleaning"
+        return [(self.column, "text", f"{steps} → {parts}; at most {self.max_length} {unit}")]
+
+
+def read_texts(records, column: str) -> list[str]:
+    """Return a column as strings: empty cells as "", whole numbers without a point. Raises UserError without it."""
+    frame = as_frame(records, column)
+    if column not in frame:
+        raise UserError(f"column {column!r} is missing.{did_you_mean(column, frame.columns)}")
+    values = frame[column]
+    if pd.api.types.is_float_dtype(values.dtype):
+        return ["" if pd.isna(v) else str(int(v)) if v.is_integer() else repr(v) for v in values.tolist()]
+    return ["" if empty else str(v) for v, empty in zip(values.tolist(), values.isna(), strict=True)]
+
+
+def _usual_length(lengths: Iterable[int], longest: int) -> int:
+    """Return the length of all but the longest 1 % of the training texts, within reason."""
+    return min(longest, max(SHORTEST, int(np.percentile(list(lengths), 99, method="higher"))))
+
+
+def _frequent_buckets(cleaned: list[str], longest: int, min_freq: int, size: int) -> str:
+    """Count the texts that hold each n-gram, in constant memory; return the frequent ones as `vocabulary`."""
+    counts = np.zeros(2**BUCKET_BITS, dtype=np.int64)
+    for buckets, offsets in _in_parts(partial(_hash_part, steps=[], longest=longest), cleaned):
+        text_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        once = np.unique(text_of << BUCKET_BITS | buckets)
+        counts += np.bincount(once & (2**BUCKET_BITS - 1), minlength=2**BUCKET_BITS)
+    frequent = np.argsort(-counts, kind="stable")[: min(size, int((counts >= min_freq).sum()))]
+    return base64.b64encode(frequent.astype("<i4").tobytes()).decode()
+
+
+def _train_tokenizer(cleaned: list[str], segment: str, min_freq: int, size: int) -> Tokenizer:
+    """Train a tokenizer of words, byte-pair sub-words (Sennrich et al., 2016) or characters on cleaned texts."""
+    special = {"special_tokens": ["[PAD]", "[UNK]"], "vocab_size": size, "min_frequency": min_freq}
+    special["show_progress"] = False
+    if segment == "subwords":
+        tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        counts: dict[str, int] = {}
+        for text in cleaned:
+            for character in text:
+                counts[character] = counts.get(character, 0) + 1
+        known = sum(count >= min_freq for count in counts.values())  # rarer characters are unknown
+        trainer = trainers.BpeTrainer(limit_alphabet=max(1, known), **special)
+    else:
+        tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = (
+            pre_tokenizers.WhitespaceSplit() if segment == "words" else pre_tokenizers.Split("", "isolated")
+        )
+        trainer = trainers.WordLevelTrainer(**special)
+    tokenizer.train_from_iterator(cleaned, trainer)
+    return tokenizer
+
+
+# ---------------------------------------------------------------- the bundled example
+
+
+PACKAGES = ("asyncio", "email", "importlib", "logging", "multiprocessing", "unittest", "xml")
+
+
+def load_docstrings() -> pd.DataFrame:
+    """Return the docstrings of Python's own library, and the package that each comes from.
+
+    Read from the source files beside the interpreter; nothing is imported. Raises UserError where they are not there.
+    """
+    library, rows = Path(sysconfig.get_paths()["stdlib"]), {}
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    for package in PACKAGES:
+        for path in sorted((library / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                text = ast.get_docstring(node) if isinstance(node, kinds) else None
+                if text and len(text.split()) >= 4:
+                    rows.setdefault(text, package)
+    if len(set(rows.values())) < len(PACKAGES):
+        raise UserError(f"--data docstrings: Python's library is not there as source files in {library}.")
+    index = pd.RangeIndex(1, len(rows) + 1, name="row")
+    return pd.DataFrame({"docstring": list(rows), "package": list(rows.values())}, index=index)
