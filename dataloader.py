@@ -338,7 +338,8 @@ class BatchIndices(Sampler):
     """Yield an index tensor for each batch, in random order (of torch's global generator) or in sequence.
 
     A last batch of one record joins the one before: batch norm cannot work on one, and no record is lost.
-    With `lengths`, random batches hold records of about the same length: each window of batches is sorted by it.
+    With `lengths`, a batch holds records of about the same length: each window of random batches is sorted by it, and
+    the sequence is that of the lengths.
     """
 
     WINDOW = 32  # batches
@@ -353,10 +354,10 @@ class BatchIndices(Sampler):
     def __iter__(self) -> Iterator[Tensor]:
         order = torch.randperm(self.count) if self.shuffle else torch.arange(self.count)
         turns, last = range(len(self)), len(self) - 1
-        if self.shuffle and self.lengths is not None:
-            windows = order.split(self.WINDOW * self.batch_size)
+        if self.lengths is not None:
+            windows = order.split(self.WINDOW * self.batch_size if self.shuffle else self.count)
             order = torch.cat([rows[self.lengths[rows].argsort(stable=True)] for rows in windows])
-            turns = torch.randperm(len(self)).tolist()
+            turns = torch.randperm(len(self)).tolist() if self.shuffle else turns
         for i in turns:
             yield order[i * self.batch_size : (i + 1) * self.batch_size if i < last else self.count]
 

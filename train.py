@@ -50,6 +50,7 @@ def train(
     Raises UserError for anything wrong with data or flags, and KeyboardInterrupt, everything saved, when interrupted.
     """
     import pandas as pd
+    import torch
 
     from dataloader import load_splits
     from trainer import Trainer
@@ -79,12 +80,13 @@ def train(
             shutil.rmtree(out, ignore_errors=True)  # nothing was learned yet: leave nothing half-made behind
         raise
     logits, targets = trainer.logits(loaders[2])  # the one look at the test split
+    in_order = torch.cat(list(loaders[2].batch_sampler)).argsort()  # texts are asked by their length
     result = Run(
         pipeline=pipeline,
         history=pd.DataFrame(history),
         val={k.removeprefix("val/"): v for k, v in history[trainer.best["epoch"] - 1].items() if k.startswith("val/")},
         test=pipeline.task.measure(logits, targets),
-        predictions=_test_predictions(splits, pipeline.answers(logits, splits.test)),
+        predictions=_test_predictions(splits, pipeline.answers(logits[in_order], splits.test)),
         out=out,
     )
     _write_run(result, trainer, splits, config)

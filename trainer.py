@@ -21,7 +21,8 @@ from journal import Journal
 # Below this many multiply-adds a step, handing work to other threads costs more than it saves
 # (measured with `python benchmarks/training_speed.py --threads`).
 ALL_THREADS_FROM = 500e6
-SAVE_SECONDS = 1.0  # short epochs share a save: a kill costs no more than this much work
+SAVE_SECONDS = 1.0  # short epochs share a save: a kill costs no more than this much work,
+SAVE_SHARE = 0.03  # or, where weights are large, than it takes for saving to be this share of the time
 SAVE_SECONDS_IN_EPOCH = 120.0  # long epochs are saved half-way too
 SUM_DTYPES = {"mps": torch.float32}  # of sums of losses, where there is no float64
 CHECK_EVERY = 100  # steps between two looks at the loss on an accelerator, which would have to wait for each
@@ -121,7 +122,7 @@ class Trainer:
         self._interrupted = ""  # name of the signal
         self._resumed: dict | None = None  # what to go on from
         self._generator: dict | None = None  # state to go on from, inside an epoch
-        self._saved_at, self._saved_best = 0.0, 0  # seconds of the clock, and the epoch that best.pt has
+        self._saved_at, self._save_took, self._saved_best = 0.0, 0.0, 0  # seconds, and the epoch that best.pt has
 
     # ------------------------------------------------------------ the loop
 
@@ -236,7 +237,7 @@ class Trainer:
         row |= {f"val/{name}": number for name, number in val.items()}
         self.history.append(row)
         _clock(row, started, samples)
-        if not self._saved_best or time.monotonic() - self._saved_at > SAVE_SECONDS:
+        if not self._saved_best or time.monotonic() - self._saved_at > max(SAVE_SECONDS, self._save_took / SAVE_SHARE):
             self._save()
             _clock(row, started, samples)  # last.pt has the time up to its own writing, history.csv all of it
         self.journal.end_epoch(row)
@@ -346,6 +347,7 @@ class Trainer:
         """Write best.pt, if there is a better one, and last.pt, which holds the best weights as well."""
         if not self.out:
             return
+        started = time.monotonic()
         self._stop_if_not_finite()
         if self._saved_best != self.best["epoch"]:
             self.pipeline.save(self.out / "best.pt", state_dict=self.best["state_dict"])
@@ -370,6 +372,7 @@ class Trainer:
         }
         self.pipeline.save(self.out / "last.pt", training=training)
         self._saved_at = time.monotonic()
+        self._save_took = self._saved_at - started
 
     def resume(self, training: dict) -> None:
         """Go on, at the next `fit`, from the `training` part of a last.pt whose weights the model has.

@@ -90,8 +90,8 @@ def compare(name: str, table: pd.DataFrame, rounds: int, epochs: int) -> None:
     fitted, task = time.perf_counter(), Task.fit(table["label"])
     ids, val_ids = preprocessor.ids(train), preprocessor.ids(val)
     seconds = time.perf_counter() - fitted
-    tokens = len(ids.flat) + len(val_ids.flat)
-    print(f"\n{name}: {len(train):,} texts, {len(ids.flat) / len(train):.0f} {segment} each")
+    tokens = int(ids.lengths.sum()) + int(val_ids.lengths.sum())
+    print(f"\n{name}: {len(train):,} texts, {int(ids.lengths.sum()) / len(train):.0f} {segment} each")
     print(f"  learning the vocabulary   {fitted - started:6.2f} s")
     print(f"  texts → ids               {seconds:6.2f} s   {tokens / seconds:12,.0f} {segment}/s   ({cores} cores)")
     targets = task.encode(train["label"]), task.encode(val["label"])
@@ -102,8 +102,8 @@ def compare(name: str, table: pd.DataFrame, rounds: int, epochs: int) -> None:
     ready, val_ready = list(loaders[0]), list(loaders[1])
     order = torch.randperm(len(ids)).split(BATCH)
     as_they_come = [(ids[rows], targets[0][rows]) for rows in order]
-    padded = sum(inputs.numel() for inputs, _ in ready) / len(ids.flat)
-    waste = sum(inputs.numel() for inputs, _ in as_they_come) / len(ids.flat)
+    padded = sum(inputs.numel() for inputs, _ in ready) / int(ids.lengths.sum())
+    waste = sum(inputs.numel() for inputs, _ in as_they_come) / int(ids.lengths.sum())
     print(f"  places in a batch for each of its ids: {padded:.2f}; with batches as they come {waste:.2f}")
     threads = 1 if name == "bag" else cores
     torch.set_num_threads(threads)
@@ -122,7 +122,7 @@ def compare(name: str, table: pd.DataFrame, rounds: int, epochs: int) -> None:
             times[loop].append(run_loop())
     for loop, each in times.items():
         middle = statistics.median(each)
-        print(f"  {loop:<25} {middle:6.3f} s/epoch   {len(ids.flat) / middle:12,.0f} {segment}/s")
+        print(f"  {loop:<25} {middle:6.3f} s/epoch   {int(ids.lengths.sum()) / middle:12,.0f} {segment}/s")
 
     def ratio(a: str, b: str) -> float:
         return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
