@@ -14,6 +14,7 @@ def from_hugging_face(kind: str, name: str):
         import transformers
     except ImportError:
         raise UserError(f"--model hf:{name} needs another library: pip install transformers.") from None
+    transformers.utils.logging.disable_progress_bar()
     try:
         return getattr(transformers, kind).from_pretrained(name)
     except (OSError, ValueError) as error:

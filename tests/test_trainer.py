@@ -15,7 +15,7 @@ import journal
 from config import DataConfig, ModelConfig, TrainConfig
 from dataloader import make_loader
 from errors import UserError
-from model import MODELS, Dropout, build_model
+from model import MODELS, Bag, Dropout, build_model
 from pipeline import Pipeline
 from task import Task
 from trainer import Trainer, build_lr_scheduler, build_optimizer
@@ -54,12 +54,21 @@ def loaders(n=64, kind="binary", batch_size=16):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", TARGETS)
-def test_overfits_32_samples(name, kind):
+def test_overfits_32_samples(name, kind, monkeypatch):
+    monkeypatch.setattr(Bag, "LEFT_OUT", 0.0)  # as dropout
     x, y = make_inputs(32, kind)
     facts = FACTS | {"out_features": make_task(kind).out_features, "dropout": 0.0}
+    generator = torch.Generator().manual_seed(0)
     if name == "cnn":
-        x = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(32, 3, 8, 8, generator=generator)
         facts |= {"in_channels": 3, "image_size": 8}
+    elif name != "mlp":
+        x = torch.randint(2, 2000, (32, 50), generator=generator, dtype=torch.int32)
+        facts |= {"vocab_size": 2000, "max_length": 50, "padding": 0, "hidden": [64, 64]}
+    if name == "hf":
+        sizes = {"vocab_size": 2000, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = pytest.importorskip("transformers").BertConfig(**sizes, intermediate_size=64)
+        facts |= {"encoder": config.to_dict()}
     model = build_model(name, facts)
     trainer = make_trainer(kind, model=model, epochs=300, lr=1e-2, weight_decay=0.0, scheduler="none")
     loader = make_loader(x, y, 32, shuffle=True)
