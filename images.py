@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import glob
 import io
 import os
 import tempfile
@@ -20,7 +19,6 @@ from tqdm import tqdm
 
 from errors import UserError, did_you_mean
 from preprocessing import as_frame, spread
-from reader import FILE
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 LARGEST_SIZE = 128  # of what is chosen without being asked; --image-size may go beyond
@@ -63,24 +61,6 @@ def resolve_paths(table: pd.DataFrame, column: str, source: str | Path) -> pd.Da
     # Standard input has no folder: its paths start here
     folder = Path(".") if Path(source).name.startswith("standard input") else Path(source).parent
     return table.assign(**{column: [str(folder / str(path)) for path in table[column]]})
-
-
-def find_images(source: str) -> pd.DataFrame | None:
-    """Return records (file) for an image file, a folder (with all below it) or a glob; None for anything else.
-
-    Raises UserError where a folder or a glob holds no image.
-    """
-    path = Path(source)
-    if path.is_file() and path.suffix.lower() in ENDINGS:
-        files = [path]
-    elif path.is_dir() or glob.has_magic(source):
-        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))
-        files = sorted(filter(is_image_file, found))
-    else:
-        return None
-    if not files:
-        raise UserError(f"{source}: no images there ({', '.join(ENDINGS)}).")
-    return pd.DataFrame({FILE: [str(p) for p in files]}, index=pd.RangeIndex(1, len(files) + 1, name="row"))
 
 
 # ---------------------------------------------------------------- records → pixels

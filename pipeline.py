@@ -21,6 +21,7 @@ from errors import UserError
 from images import ImagePreprocessor
 from model import build_model
 from preprocessing import TabularPreprocessor, as_frame, rows_per_pass
+from reader import FILE
 from task import Task
 from text import TextPreprocessor
 
@@ -138,10 +139,13 @@ class Pipeline:
         return self.answers(self.logits(self.preprocessor(frame)), frame)
 
     def answers(self, logits: Tensor, frame: pd.DataFrame) -> pd.DataFrame:
-        """Put the answers that logits (N, out_features) give beside the records' index; images carry their file."""
+        """Put the answers that logits (N, out_features) give beside the records' index; images carry their file,
+        and so do texts that were files."""
         answers = pd.DataFrame(self.task.columns(logits), index=frame.index)
         if isinstance(self.preprocessor, ImagePreprocessor):
-            answers.insert(0, "file", frame[self.preprocessor.column])
+            answers.insert(0, FILE, frame[self.preprocessor.column])
+        elif isinstance(self.preprocessor, TextPreprocessor) and FILE in frame:
+            answers.insert(0, FILE, frame[FILE])
         return answers
 
     def save(

@@ -18,6 +18,7 @@ import io
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from errors import UserError, naming, parse_flags, run
 
@@ -103,25 +104,31 @@ def open_output(path: str, source: str):
 
 
 def read_inputs(path: str, kind: str, preprocessor, numbers: set[str]):
-    """Yield pieces of a table, of which one may be as large as they come; for images, of what a file, folder or glob
-    holds, or of a table of paths; for texts, of a table, or of a .txt file with one in each line."""
-    from images import FILE, IMAGES_AT_ONCE, find_images, resolve_paths
-    from reader import read_chunks
+    """Yield pieces of a table, of which one may be as large as they come; for images and texts, of what a folder or
+    glob holds, of one image, of a .txt with a text in each line, or of a table."""
+    import pandas as pd
+
+    from images import ENDINGS, IMAGES_AT_ONCE, is_image_file, resolve_paths
+    from reader import FILE, find_files, is_text_file, read_chunks, read_text_file
     from text import TEXTS_AT_ONCE
 
     if kind == "tabular":
         yield from read_chunks(path, numbers=numbers)
         return
     column, rows = preprocessor.column, IMAGES_AT_ONCE if kind == "image" else TEXTS_AT_ONCE
-    found = find_images(path) if kind == "image" else None
-    text = column if kind == "text" else ""
-    for frame in (
-        [found.rename(columns={FILE: column})] if found is not None else read_chunks(path, text=text, rows=rows)
-    ):
-        if kind == "image" and found is None:
-            frame = resolve_paths(frame, column, path)
-        for start in range(0, len(frame), rows):
-            yield frame.iloc[start : start + rows]
+    if kind == "image" and is_image_file(Path(path)):
+        files = pd.DataFrame({FILE: [path]}, index=pd.RangeIndex(1, 2, name="row"))
+    elif kind == "image":
+        files = find_files(path, is_image_file, f"images ({', '.join(ENDINGS)})")
+    else:
+        files = find_files(path, is_text_file, "texts (.txt)")
+    for table in read_chunks(path, text=column if kind == "text" else "", rows=rows) if files is None else [files]:
+        for start in range(0, len(table), rows):
+            frame = table.iloc[start : start + rows]
+            if kind == "image":
+                yield frame.rename(columns={FILE: column}) if files is not None else resolve_paths(frame, column, path)
+            else:
+                yield frame if files is None else frame.assign(**{column: list(map(read_text_file, frame[FILE]))})
 
 
 def predict(options: Options) -> None:

@@ -1,7 +1,9 @@
 """Files → records: csv, tsv, jsonl and parquet, however they are written, as DataFrames."""
 
 import codecs
+import contextlib
 import csv
+import glob
 import gzip
 import io
 import itertools
@@ -27,6 +29,9 @@ FILE, LABEL = "file", "label"  # columns of the records that a folder gives
 HEAD = 1 << 20  # bytes read to find out how a file is written
 BLOCK = 1 << 20  # bytes of a text table in one piece
 TEXT_BLOCK = 1 << 24  # where one cell may be a book
+EVERYDAY_LATIN = frozenset(  # letters of western languages, and the quotes, dashes and dots that Windows adds
+    "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûü\xa0¡£§ª«°²³µ·º»¿".encode("latin-1")
+) | {0x80, 0x85, *range(0x91, 0x9A)}
 LINES_IN_A_CELL = 200  # more than this is a quote that was left open
 
 
@@ -45,6 +50,21 @@ def read_class_folders(folder: str | Path, is_wanted: Callable[[Path], bool], no
     if rows and ignored:
         notes.append(f"{folder}: {ignored} files that are hidden or of another kind left out")
     return pd.DataFrame(rows, columns=[FILE, LABEL], index=pd.RangeIndex(1, len(rows) + 1, name="row"))
+
+
+def find_files(source: str, is_wanted: Callable[[Path], bool], what: str) -> pd.DataFrame | None:
+    """Return records (file) for the wanted files in a folder, with all below it, or of a glob; None for anything else.
+
+    Raises UserError where there is none.
+    """
+    path = Path(source)
+    if not path.is_dir() and (path.exists() or not glob.has_magic(source)):
+        return None
+    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))
+    files = sorted(filter(is_wanted, found))
+    if not files:
+        raise UserError(f"{source}: no {what} there.")
+    return pd.DataFrame({FILE: [str(p) for p in files]}, index=pd.RangeIndex(1, len(files) + 1, name="row"))
 
 
 def is_text_file(path: Path) -> bool:
@@ -107,7 +127,8 @@ def _reading(path: str | Path) -> Iterator[None]:
 def _encoding(path: str | Path, head: bytes) -> str:
     """Find the encoding: UTF-8, UTF-16 with a mark, else cp949 (which holds euc-kr) or latin-1.
 
-    Nearly any bytes are some cp949 text; Korean is believed where most of its letters are of the everyday set.
+    Nearly any bytes are some cp949 text, and any are latin-1: either is believed where most of its letters are of the
+    everyday set.
     Raises UserError, naming the row, for UTF-8 that is damaged here and there.
     """
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -123,22 +144,24 @@ def _encoding(path: str | Path, head: bytes) -> str:
             return "utf-8"
     seen = block.decode("utf-8", "replace")
     damaged = seen.count("\ufffd")
-    if sum(c > "\x7f" for c in seen) > 5 * damaged:  # in other encodings hardly any letter is UTF-8 by chance
-        raise UserError(f"{path}: row {_damaged_row(path)} holds bytes that are no UTF-8, as the rest is: mend it.")
+    if sum(c > "\x7f" for c in seen) > 2 * damaged:  # in other encodings hardly any letter is UTF-8 by chance
+        raise _damage(path)
     if len(block) == HEAD:  # whole lines of it, so that no letter is cut
         block = block[block.find(b"\n") + 1 : block.rfind(b"\n")]
-    try:
+    with contextlib.suppress(UnicodeDecodeError):
         letters = [c for c in block.decode("cp949") if c > "\x7f"]
-    except UnicodeDecodeError:
-        return "latin-1"
-    everyday = sum("가" <= c <= "힣" and len(c.encode("euc-kr", "ignore")) == 2 for c in letters)
-    return "cp949" if everyday > 0.5 * len(letters) else "latin-1"
+        if 2 * sum("가" <= c <= "힣" and len(c.encode("euc-kr", "ignore")) == 2 for c in letters) > len(letters):
+            return "cp949"
+    if 2 * sum(byte in EVERYDAY_LATIN for byte in block) < sum(byte > 0x7F for byte in block):
+        raise _damage(path)
+    return "latin-1"
 
 
-def _damaged_row(path: str | Path) -> int:
+def _damage(path: str | Path) -> UserError:
     with io.TextIOWrapper(_open(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
         rows = (row for row in csv.reader(text) if row)
-        return next(i for i, row in enumerate(rows) if any("\udc80" <= c <= "\udcff" for cell in row for c in cell))
+        bad = next(i for i, row in enumerate(rows) if any("\udc80" <= c <= "\udcff" for cell in row for c in cell))
+    return UserError(f"{path}: row {bad} holds bytes that are no UTF-8, as the rest is: mend it.")
 
 
 def _separator(sample: str) -> str:

@@ -16,7 +16,7 @@ from augmentation import STRENGTHS, Augmentation, contact_sheet, flip_is_harmles
 from config import DataConfig, ModelConfig
 from dataloader import load_splits
 from errors import UserError
-from images import ImagePreprocessor, PixelCache, find_images, is_image_file, read_pixels
+from images import ImagePreprocessor, PixelCache, is_image_file, read_pixels
 from model import build_model
 from pipeline import Pipeline, read_checkpoint
 from reader import read_class_folders
@@ -202,7 +202,7 @@ def test_state_is_plain_and_of_training_images_alone(photos, tmp_path):
 def test_grey_images_have_one_channel_and_large_ones_are_limited(tmp_path):
     for i in range(3):
         Image.new("L", (500, 400), 50 * i).save(tmp_path / f"{i}.png")
-    records = find_images(str(tmp_path))
+    records = pd.DataFrame({"file": [str(p) for p in tmp_path.iterdir()]})
     fitted = ImagePreprocessor.fit(records, column="file", image_size=0, cache=PixelCache(tmp_path))
     assert (fitted.size, fitted.channels) == (128, 1)
 

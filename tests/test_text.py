@@ -19,8 +19,10 @@ from torch import nn
 import text as text_module
 from config import DataConfig, ModelConfig
 from dataloader import BatchIndices, load_splits
+from errors import UserError
 from model import build_model
 from pipeline import Pipeline, read_checkpoint
+from reader import read_table
 from text import CLEANING, PADDING, UNKNOWN, Ragged, TextPreprocessor, clean, hash_ngrams, read_texts
 
 GOOD = ["lovely", "great", "참 재밌어요", "wonderful 👍", "최고예요", "brilliant!!!"]
@@ -501,3 +503,27 @@ def test_replacing_a_field_of_a_preprocessor_makes_a_new_one():
     fitted = fit(["abc def"] * 3)
     shorter = replace(fitted, max_length=3)
     assert shorter(["abc def"]).shape[1] < fitted(["abc def"]).shape[1]
+
+
+def test_a_folder_of_texts_is_learned_and_answered_by_file(tmp_path):
+    for i, row in enumerate(reviews(60).itertuples()):
+        path = tmp_path / "texts" / row.binary / f"{i:02}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(row.review, encoding="utf-8")
+    run = quick_run(tmp_path / "run", None, data=DataConfig(data=str(tmp_path / "texts")), epochs=2)
+    command(
+        "predict", "--checkpoint", run.out / "best.pt", "--input", tmp_path / "texts", "--output", tmp_path / "a.csv"
+    )
+    answers = pd.read_csv(tmp_path / "a.csv")
+    files = sorted((tmp_path / "texts").rglob("*.txt"))
+    assert answers["file"].tolist() == list(map(str, files))
+    asked = run.pipeline.predict([path.read_text(encoding="utf-8") for path in files])
+    assert np.allclose(answers["probability"], asked["probability"], atol=1e-6)
+
+
+@pytest.mark.parametrize("letters", ["", "\nfílm è,pos"])
+def test_a_byte_that_is_no_utf8_is_named_by_its_row(tmp_path, letters):
+    rows = "".join(f"\nfine film {i},pos\nbad film {i},neg" for i in range(20))
+    (tmp_path / "t.csv").write_bytes(f"text,label{letters}{rows}\nbro".encode() + b"\xffken,pos" + rows.encode())
+    with pytest.raises(UserError, match=f"row {41 + bool(letters)} holds bytes that are no UTF-8"):
+        read_table(tmp_path / "t.csv")
