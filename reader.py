@@ -218,14 +218,10 @@ def _arrow_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
     import pyarrow as pa
     import pyarrow.csv as arrow
 
-    ragged: list = []
     options = {
         "read_options": arrow.ReadOptions(encoding=dialect.encoding, block_size=TEXT_BLOCK if dialect.text else BLOCK),
-        "parse_options": arrow.ParseOptions(
-            delimiter=dialect.separator,
-            newlines_in_values=True,
-            invalid_row_handler=lambda row: ragged.append(row) or "error",
-        ),
+        # No invalid_row_handler: a thread that lets go of a Python object while the process ends would abort it
+        "parse_options": arrow.ParseOptions(delimiter=dialect.separator, newlines_in_values=True),
         "convert_options": arrow.ConvertOptions(
             decimal_point=dialect.decimal,
             null_values=sorted(NULLS),
@@ -240,7 +236,7 @@ def _arrow_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
             with arrow.open_csv(file, **options) as batches:
                 yield batches
     except pa.ArrowInvalid as error:
-        if ragged:
+        if re.search(r"Expected \d+ columns, got \d+", str(error)):
             row, fields = _ragged_row(path, dialect)
             raise UserError(f"{path}: row {row} has {fields} fields, the header {len(dialect.header)}.") from None
         misfit = re.search(r"CSV column #(\d+): .*conversion error", str(error))

@@ -388,7 +388,7 @@ def test_predict_names_what_is_wrong(run, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
     (tmp_path / "paths.csv").write_text("file\nabsent.png\n")
     (tmp_path / "other.csv").write_text("path\nx.png\n")
-    assert_refused(command(*checkpoint, tmp_path / "empty"), "no images there")
+    assert_refused(command(*checkpoint, tmp_path / "empty"), "no images")
     assert_refused(command(*checkpoint, tmp_path / "bad.png"), "bad.png", "no image that can be read")
     assert_refused(command(*checkpoint, tmp_path / "paths.csv"), "absent.png", "no such image")
     assert_refused(command(*checkpoint, tmp_path / "other.csv"), "column 'file' is missing")

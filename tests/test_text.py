@@ -512,7 +512,7 @@ def test_a_folder_of_texts_is_learned_and_answered_by_file(tmp_path):
         path.write_text(row.review, encoding="utf-8")
     run = quick_run(tmp_path / "run", None, data=DataConfig(data=str(tmp_path / "texts")), epochs=2)
     command(
-        "predict", "--checkpoint", run.out / "best.pt", "--input", tmp_path / "texts", "--output", tmp_path / "a.csv"
+        "predict.py", "--checkpoint", run.out / "best.pt", "--input", tmp_path / "texts", "--output", tmp_path / "a.csv"
     )
     answers = pd.read_csv(tmp_path / "a.csv")
     files = sorted((tmp_path / "texts").rglob("*.txt"))
