@@ -23,7 +23,7 @@ from preprocessing import as_frame, spread
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 LARGEST_SIZE = 128  # of what is chosen without being asked; --image-size may go beyond
 IMAGES_AT_ONCE = 256  # of those that predict.py holds in memory
-PNG_URL = "data:image/png;base64,"
+DATA_URL = "data:image/"  # …png;base64,iVBOR…
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error here, see `_open`
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -66,16 +66,21 @@ def resolve_paths(table: pd.DataFrame, column: str, source: str | Path) -> pd.Da
 # ---------------------------------------------------------------- records → pixels
 
 
+def data_url(image: bytes) -> str:
+    """Return the bytes of an image file, of whatever format, as text that JSON can hold."""
+    return f"{DATA_URL}png;base64,{base64.b64encode(image).decode()}"
+
+
 def _name(cell: str | bytes) -> str:
-    return "an image" if isinstance(cell, bytes) or str(cell).startswith(PNG_URL) else str(cell)
+    return "an image" if isinstance(cell, bytes) or str(cell).startswith(DATA_URL) else str(cell)
 
 
 def _open(cell: str | bytes) -> Image.Image:
-    """Open an image without decoding it. A cell is a path, the bytes of a file, or a data URL with a png."""
+    """Open an image without decoding it. A cell is a path, the bytes of a file, or a data URL."""
     name = _name(cell)
     try:
-        if isinstance(cell, str) and cell.startswith(PNG_URL):
-            cell = base64.b64decode(cell.removeprefix(PNG_URL))
+        if isinstance(cell, str) and cell.startswith(DATA_URL):
+            cell = base64.b64decode(cell.partition(",")[2])
         image = Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
         if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # from twice that on, Pillow refuses by itself
             raise Image.DecompressionBombError
@@ -242,8 +247,13 @@ class ImagePreprocessor:
         for cell in spread(records, count if self.size <= 64 else count // 4)[self.column]:
             pixels, file = read_pixels(cell, self.size, self.channels), io.BytesIO()
             Image.fromarray(pixels[0] if self.channels == 1 else pixels.transpose(1, 2, 0)).save(file, "PNG")
-            examples.append({self.column: PNG_URL + base64.b64encode(file.getvalue()).decode()})
+            examples.append({self.column: data_url(file.getvalue())})
         return examples
+
+    def measure(self, records, x: Tensor) -> dict[str, np.ndarray]:
+        """Return the brightness of each image, 0 … 1, from its tensor."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return {"brightness": (x * std + mean).mean(dim=(1, 2, 3)).double().numpy()}
 
     @property
     def number_columns(self) -> set[str]:

@@ -87,6 +87,7 @@ class Pipeline:
     network: {"name", "facts"} for `build_model`, so that `load` can make the model again.
     config: the flags of the run, kept for whoever opens the checkpoint.
     examples: some raw training records; the checkpoint keeps them with their answers, and `load` asks them again.
+    profile: what the training data looked like, `Profile.columns` of drift.py.
     """
 
     def __init__(
@@ -98,15 +99,17 @@ class Pipeline:
         network: dict | None = None,
         config: dict | None = None,
         examples: list[dict] | None = None,
+        profile: dict | None = None,
     ):
         self.model, self.task, self.preprocessor = model, task, preprocessor
         self.network, self.config, self.examples = network, config or {}, (examples or [])[:GOLDEN_ROWS]
+        self.profile = profile or {}
 
     @classmethod
     def build(cls, name: str, options: dict, task: Task, preprocessor, **kept) -> "Pipeline":
         """Make the network called `name` (auto: the one for this kind of data) with fresh weights.
 
-        options: the model flags.  kept: `config` and `examples`.
+        options: the model flags.  kept: `config`, `examples` and `profile`.
         """
         if name == "auto":
             name = DEFAULT_MODELS[kind_of(preprocessor)]
@@ -166,6 +169,7 @@ class Pipeline:
             "preprocessor": None if self.preprocessor is None else asdict(self.preprocessor),
             "network": self.network,
             "config": self.config,
+            "profile": self.profile,
             "golden": self._golden(state_dict),
             "weights_sha256": weights_sha256(state_dict),
         }
@@ -217,7 +221,13 @@ class Pipeline:
             raise UserError(f"{path}: the weights do not fit the network in model.py ({error}).") from None
         golden = state["golden"]
         pipeline = cls(
-            model, task, preprocessor, network=state["network"], config=state["config"], examples=golden["records"]
+            model,
+            task,
+            preprocessor,
+            network=state["network"],
+            config=state["config"],
+            examples=golden["records"],
+            profile=state.get("profile"),  # runs of before there were profiles have none
         )
         for row, (kept, now) in enumerate(
             zip(golden["answers"], pipeline._golden(state["state_dict"])["answers"], strict=True)

@@ -313,6 +313,20 @@ class TabularPreprocessor:
         counts = (x[:, x.shape[1] - len(names) :] == 0).sum(dim=0).tolist() if names else []
         return {name: count for name, count in zip(names, counts, strict=True) if count}
 
+    def measure(self, records, x: Tensor) -> dict[str, np.ndarray]:
+        """Return what a profile of data is made of: each column's numbers (dates as days since 1970, booleans as 0 and
+        1; NaN where missing), or the canonical words of a category ("" where missing)."""
+        frame, measured = as_frame(records), {}
+        for name, state in self.used.items():
+            if state["kind"] == "category":
+                codes, keys = canonical_codes(frame[name])
+                measured[name] = np.array(keys, dtype=object)[codes]
+            elif state["kind"] == "date":
+                measured[name] = to_days(frame[name], state["form"])
+            else:
+                measured[name] = (to_booleans if state["kind"] == "boolean" else to_numbers)(frame[name])
+        return measured
+
     @property
     def number_columns(self) -> set[str]:
         """The columns whose cells came as numbers: a text table is to be read the same way at prediction."""

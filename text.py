@@ -302,6 +302,12 @@ class TextPreprocessor:
         texts = read_texts(spread(records, count), self.column)
         return [{self.column: text[: 10 * self.max_length]} for text in texts]
 
+    def measure(self, records, x: Tensor) -> dict[str, np.ndarray]:
+        """Return the length of each text in characters, and whether anything in it is unknown, as 0 and 1."""
+        lengths = [len(text) for text in read_texts(records, self.column)]
+        unknown = (x == UNKNOWN).any(dim=1) if self.segment != "pretrained" else torch.zeros(len(x))
+        return {"length": np.array(lengths, dtype=float), "unknown parts": unknown.double().numpy()}
+
     @property
     def number_columns(self) -> set[str]:
         return set()

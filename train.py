@@ -150,8 +150,11 @@ def assemble_text(splits, config: Config, out: Path):
 
 def assemble_images(splits, config: Config, out: Path):
     """As `assemble_table`, of images: each is decoded here, once; those that cannot be read leave the splits."""
+    import torch
+
     from augmentation import flip_is_harmless, make_augmentation
     from dataloader import make_image_loaders
+    from drift import PROFILE_ROWS
     from images import ImagePreprocessor, PixelCache
     from pipeline import choose_device
 
@@ -161,10 +164,12 @@ def assemble_images(splits, config: Config, out: Path):
     size, channels = preprocessor.size, preprocessor.channels
     parts = {n: cache.get(getattr(splits, n), splits.image, size, channels)[1] for n in ("train", "val", "test")}
     notes = [f"{len(cache.broken)} broken images left out, the first: {cache.broken[0]}"] if cache.broken else []
-    pipeline = _build_pipeline(replace(splits, **parts), preprocessor, config)
+    pixels, records = cache.get(splits.train, splits.image, size, channels)
+    some = torch.arange(0, len(pixels), max(1, len(pixels) // PROFILE_ROWS))
+    sample = records.iloc[some.numpy()], preprocessor.normalise(pixels[some])
+    pipeline = _build_pipeline(replace(splits, **parts), preprocessor, config, sample=sample)
     flip, why = data.flip == "on", f"--flip {data.flip}"
     if data.flip == "auto" and pipeline.task.classes:
-        pixels, records = cache.get(splits.train, splits.image, size, channels)
         flip, why = flip_is_harmless(pixels, pipeline.task.encode(records[splits.target]))
     if data.augment != "none":
         notes.append(f"--augment {data.augment}, horizontal flip {'on' if flip else 'off'} ({why})")
@@ -181,9 +186,14 @@ def assemble_images(splits, config: Config, out: Path):
     return splits, pipeline, loaders
 
 
-def _build_pipeline(splits, preprocessor, config: Config, facts: dict | None = None):
-    """Fit the task, and put a fresh network between it and the preprocessor. facts: more for its constructor."""
+def _build_pipeline(splits, preprocessor, config: Config, facts: dict | None = None, sample=None):
+    """Fit the task, and put a fresh network between it and the preprocessor.
+
+    facts: more for its constructor.  sample: (records, x) from all over the training split, for its profile.
+    """
+    from drift import PROFILE_ROWS, Profile
     from pipeline import GOLDEN_ROWS, Pipeline
+    from preprocessing import spread
     from task import Task
     from trainer import seed_all
 
@@ -197,7 +207,11 @@ def _build_pipeline(splits, preprocessor, config: Config, facts: dict | None = N
     seed_all(config.training.seed, 0)
     options = {k: v for k, v in config.to_dict()["model"].items() if k != "model"} | (facts or {})
     examples = preprocessor.examples(splits.train, GOLDEN_ROWS)
-    return Pipeline.build(config.model.model, options, task, preprocessor, examples=examples)
+    if sample is None:
+        records = spread(splits.train, PROFILE_ROWS)
+        sample = records, preprocessor(records)
+    profile = Profile.fit(preprocessor.measure(*sample)).columns
+    return Pipeline.build(config.model.model, options, task, preprocessor, examples=examples, profile=profile)
 
 
 def resume_config(path: str) -> Config:

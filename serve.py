@@ -1,0 +1,462 @@
+"""Answer over HTTP with the model of a checkpoint, and show a page on which to try it.
+
+  python serve.py --checkpoint runs/x/best.pt --port 8000
+
+POST /predict, /feedback and /reload; GET /health, /schema, /drift, /metrics (Prometheus), /docs (OpenAPI) and the page
+at /. With a key, all but /health ask for it: `Authorization: Bearer KEY`, or as the password that a browser asks for.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin slow down all else on the machine
+
+import asyncio
+import base64
+import contextlib
+import json
+import math
+import secrets
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import UserError, did_you_mean, parse_flags, run
+
+MAX_BODY = 32 << 20  # bytes of a request
+MAX_RECORDS = 1_000  # of a request
+MAX_TEXT = 100_000  # characters of a text, or of any other cell
+MAX_PIXELS = 25_000_000  # of an image
+LONGEST_STOP = 30  # seconds in which accepted requests are answered when the service is stopped
+
+
+@dataclass(frozen=True)
+class Options:
+    """which model, and where"""
+
+    checkpoint: str
+    """best.pt of a run."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 = reachable from other machines (give an --api-key then)."""
+    port: int = 8000
+    """0 = any that is free."""
+    api_key: str = ""
+    """What clients must know; also from the environment variable API_KEY, which others can't see."""
+    log: str = ""
+    """SQLite file that keeps what was asked and answered, and the true targets sent to /feedback."""
+
+    def __post_init__(self):
+        if not 0 <= self.port < 65_536:
+            raise UserError(f"--port is a number from 0 to 65535, not {self.port}.")
+
+
+class Refused(Exception):
+    """A request that cannot be answered, with its HTTP status."""
+
+    def __init__(self, status: int, detail: str):
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def read_records(body, kind: str, column: str, columns: list[str]) -> list:
+    """Check what a client sent as JSON and return its records. Raises UserError, naming row and column."""
+    if not isinstance(body, dict) or not isinstance(body.get("records"), list):
+        raise UserError('the body is to be JSON of the form {"records": [...]}.')
+    records = body["records"]
+    if not 1 <= len(records) <= MAX_RECORDS:
+        raise UserError(f"records: 1 to {MAX_RECORDS} in a request, not {len(records)}.")
+    for row, record in enumerate(records, start=1):
+        if column and not isinstance(record, dict):
+            record = {column: record}
+        if not isinstance(record, dict):
+            raise UserError(f"row {row}: a record is an object of columns and values, not {type(record).__name__}.")
+        for name, value in record.items():
+            _check_cell(row, name, value)
+        if kind == "image" and not str(record.get(column)).startswith("data:image/"):
+            raise UserError(f"row {row}, column {column!r}: an image is sent as a file, or as data:image/png;base64,…")
+        for name in columns:
+            if name not in record:
+                others = [c for c in record if c not in columns]
+                raise UserError(f"row {row}, column {name!r} is missing.{did_you_mean(name, others, record)}")
+    return records
+
+
+def _check_cell(row: int, name: str, value) -> None:
+    if isinstance(value, (dict, list)):
+        raise UserError(f"row {row}, column {name!r}: a cell is a number, a string, true, false or null.")
+    if isinstance(value, str) and len(value) > MAX_TEXT and not value.startswith("data:image/"):
+        raise UserError(f"row {row}, column {name!r}: {len(value):,} characters, at most {MAX_TEXT:,} are read.")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"row {row}, column {name!r}: the number is too large.")
+
+
+async def read_json(request):
+    """Return the JSON of a request. Raises UserError where it is none."""
+    try:
+        return json.loads(await request.body(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the body is no JSON: {str(error)[:200]}") from None
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is no number of JSON; an empty cell is null")
+
+
+async def read_files(request) -> list[bytes]:
+    """Return the files of a multipart form, whatever their fields are called."""
+    from starlette.exceptions import HTTPException
+
+    try:
+        form = await request.form(max_files=MAX_RECORDS, max_fields=0)
+    except HTTPException as error:  # of a form that is damaged
+        raise UserError(f"the form cannot be read: {error.detail}") from None
+    files = [await file.read() for _, file in form.multi_items()]
+    if not files:
+        raise UserError("the form holds no file.")
+    return files
+
+
+# ---------------------------------------------------------------- what it may be
+
+
+def record_schema(pipeline) -> dict:
+    """Describe a record as JSON schema: names, types, ranges and categories seen in training."""
+    from pipeline import kind_of
+
+    known, kind = pipeline.preprocessor, kind_of(pipeline.preprocessor)
+    if kind == "image":
+        text = {"type": "string", "pattern": "^data:image/", "description": "an image as a data URL"}
+        return {"type": "object", "properties": {known.column: text}, "required": [known.column]}
+    if kind == "text":
+        text = {"type": "string", "maxLength": MAX_TEXT}
+        record = {"type": "object", "properties": {known.column: text}, "required": [known.column]}
+        return {"anyOf": [text, record]}
+    properties = {}
+    for name, state in known.used.items():
+        seen = pipeline.profile.get(name, {})
+        if state["kind"] == "number":
+            what = {"type": ["number", "null"]}
+            if "low" in seen:
+                what["description"] = f"{seen['low']:g} to {seen['high']:g} in training"
+        elif state["kind"] == "category":
+            what = {
+                "type": ["string", "number", "boolean", "null"],
+                "examples": [v for v in state["values"] if v][:100],
+            }
+        elif state["kind"] == "boolean":
+            what = {"type": ["boolean", "string", "null"], "enum": [True, False, "yes", "no", "true", "false", None]}
+        else:
+            what = {"type": ["string", "null"], "description": f"date, as {state['form']}"}
+            if state["form"] == "ISO8601":
+                what["format"] = "date"
+        properties[name] = what | {"x-kind": state["kind"]}
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def openapi_parts(pipeline) -> dict:
+    """Return what the OpenAPI schema says of /predict: what goes in, what comes out, and an example."""
+    from pipeline import kind_of
+
+    task, example = pipeline.task, pipeline.examples[:1]
+    records = {"type": "array", "minItems": 1, "maxItems": MAX_RECORDS, "items": record_schema(pipeline)}
+    body = {"type": "object", "properties": {"records": records}, "required": ["records"]}
+    content = {"application/json": {"schema": body} | ({"example": {"records": example}} if example else {})}
+    if kind_of(pipeline.preprocessor) == "image":
+        files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+        form = {"type": "object", "properties": {"files": files}, "required": ["files"]}
+        content["multipart/form-data"] = {"schema": form}
+    answer = {"prediction": {"type": "number"}}
+    if task.classes:
+        kinds = {bool: "boolean", str: "string"}
+        answer = {
+            "prediction": {"type": kinds.get(type(task.classes[0]), "number"), "enum": task.classes},
+            "probability": {"type": "number"},
+            "probabilities": {"type": "object", "required": list(map(str, task.classes))},
+        }
+    answer = {"type": "object", "properties": answer, "required": list(answer)}
+    answers = {
+        "type": "object",
+        "properties": {"id": {"type": "string"}, "predictions": {"type": "array", "items": answer}},
+        "required": ["id", "predictions"],
+    }
+    return {
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": {"description": "an answer for each record", "content": _json(answers)}, **REFUSALS},
+    }
+
+
+def _json(schema: dict) -> dict:
+    return {"application/json": {"schema": schema}}
+
+
+_DETAIL = _json({"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]})
+REFUSALS = {
+    "401": {"description": "the key is missing or wrong", "content": _DETAIL},
+    "413": {"description": f"more than {MAX_BODY} bytes", "content": _DETAIL},
+    "422": {"description": "what cannot be read, by row and column", "content": _DETAIL},
+    "503": {"description": "too much is waiting: try again after Retry-After seconds", "content": _DETAIL},
+}
+FEEDBACK = {
+    "requestBody": {
+        "required": True,
+        "content": _json(
+            {
+                "type": "object",
+                "properties": {
+                    "id": {"type": "string", "description": "of an answer"},
+                    "targets": {"type": "array", "description": "the true target of each of its records"},
+                },
+                "required": ["id", "targets"],
+            }
+        ),
+    },
+    "responses": {
+        "200": {"description": "kept on disk"},
+        "404": {"description": "no such request", "content": _DETAIL},
+        "409": {"description": "the service was started without --log", "content": _DETAIL},
+        **REFUSALS,
+    },
+}
+
+
+# ---------------------------------------------------------------- the application
+
+
+class Guard:
+    """Before and after every request: the key, the size of the body, and the metrics."""
+
+    def __init__(self, app, service, key: str, paths: set[str]):
+        self.app, self.metrics, self.key, self.paths = app, service.metrics, key.encode(), paths
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status, size = time.perf_counter(), 500, 0
+
+        async def receive_some():
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BODY:
+                raise Refused(413, f"a request is at most {MAX_BODY:,} bytes.")
+            return message
+
+        async def send_and_note(message):
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            if not self._may(scope):
+                raise Refused(401, "the key is missing or wrong: Authorization: Bearer KEY.")
+            await self.app(scope, receive_some, send_and_note)
+        except Refused as refused:
+            await refusal(refused)(scope, receive, send_and_note)
+        finally:
+            path = scope["path"] if scope["path"] in self.paths else "other"
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+
+    def _may(self, scope) -> bool:
+        if not self.key or scope["path"] == "/health":
+            return True
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        kind, _, value = given.partition(b" ")
+        if kind.lower() == b"basic":
+            with contextlib.suppress(ValueError):
+                value = base64.b64decode(value).partition(b":")[2]
+        return secrets.compare_digest(value, self.key)
+
+
+def refusal(refused: Refused):
+    """Return the response that tells a client why."""
+    from starlette.responses import JSONResponse
+
+    headers = {401: {"WWW-Authenticate": 'Basic realm="model"'}, 503: {"Retry-After": "1"}}.get(refused.status)
+    return JSONResponse({"detail": refused.detail}, refused.status, headers)
+
+
+def make_app(service, key: str = ""):
+    """Return the application that answers with a Service."""
+    from fastapi import FastAPI, Request
+    from fastapi.responses import HTMLResponse, JSONResponse, Response
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+    from service import Busy, errors_of
+
+    started = time.time()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        loop, worker = asyncio.get_running_loop(), asyncio.create_task(service.run())
+        with contextlib.suppress(ValueError, RuntimeError, AttributeError):  # not the main thread, or Windows
+            loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(reload_and_say(service)))
+        yield
+        worker.cancel()
+
+    app = FastAPI(title=f"Predict {service.pipeline.task.target}", lifespan=lifespan)
+
+    @app.exception_handler(UserError)
+    async def unreadable(_, error):
+        return refusal(Refused(422, str(error)))
+
+    @app.exception_handler(Refused)
+    async def refused(_, error):
+        return refusal(error)
+
+    @app.exception_handler(Busy)
+    async def busy(_, error):
+        return refusal(Refused(503, "too many records are waiting: try again in a second."))
+
+    @app.post("/predict", openapi_extra=openapi_parts(service.pipeline))
+    async def predict(request: Request):
+        """Answer records."""
+        known = service.pipeline.preprocessor
+        if service.kind == "image" and request.headers.get("content-type", "").startswith("multipart/"):
+            records = await read_files(request)
+        else:
+            columns = list(known.used) if service.kind == "tabular" else [known.column]
+            body = await read_json(request)
+            records = read_records(body, service.kind, getattr(known, "column", ""), columns)
+        request_id, answers = await service.ask(records)
+        return JSONResponse({"id": request_id, "predictions": answers})
+
+    @app.post("/feedback", openapi_extra=FEEDBACK)
+    async def feedback(request: Request):
+        """Take the true targets of a request's records; they are on disk when this answers."""
+        if not service.log:
+            raise Refused(409, "the service keeps no requests: start it with --log requests.db.")
+        body = await read_json(request)
+        if not isinstance(body, dict) or not isinstance(body.get("targets"), list):
+            raise UserError('the body is to be JSON of the form {"id": "…", "targets": [...]}.')
+        return await asyncio.to_thread(keep, body)
+
+    def keep(body: dict) -> dict:
+        answers, targets = service.log.answers(str(body.get("id"))), body["targets"]
+        if not answers:
+            raise Refused(404, "no request with this id was answered.")
+        if len(targets) != len(answers):
+            raise UserError(f"targets: {len(answers)} of them, one for each record of the request, not {len(targets)}.")
+        for row, target in enumerate(targets, start=1):
+            _check_cell(row, "targets", target)
+        errors = errors_of(service.pipeline.task, answers, targets)
+        service.log.add_targets(body["id"], service.pipeline.task.target, targets, errors)
+        return {"kept": len(targets)}
+
+    @app.post("/reload", openapi_extra={"responses": {"409": {"description": "it was not", "content": _DETAIL}}})
+    async def reload():
+        """Answer with what is in the checkpoint's file now, if its golden rows are answered as when it was saved."""
+        try:
+            return {"model": await service.reload()}
+        except UserError as error:
+            raise Refused(409, f"the old model answers on: {error}") from None
+
+    @app.get("/health")
+    async def health():
+        """Tell that the model is ready, which one it is, and how right it has been."""
+        state = {
+            "status": "ready",
+            "model": service.sha256,
+            "target": service.pipeline.task.target,
+            "task": service.pipeline.task.kind,
+            "version": f"checkpoint format {service.format}",
+            "seconds": round(time.time() - started, 3),
+            "waiting": service.waiting,
+        }
+        if service.log:
+            state["live"] = await asyncio.to_thread(live_score, service)
+        return state
+
+    @app.get("/schema")
+    async def schema():
+        """Describe a record and an answer, with an example."""
+        pipeline = service.pipeline
+        return {
+            "kind": service.kind,
+            "task": pipeline.task.kind,
+            "target": pipeline.task.target,
+            "classes": pipeline.task.classes,
+            "record": record_schema(pipeline),
+            "example": pipeline.examples[0] if pipeline.examples else None,
+            "limits": {"bytes": MAX_BODY, "records": MAX_RECORDS, "characters": MAX_TEXT, "pixels": MAX_PIXELS},
+            "feedback": service.log is not None,
+        }
+
+    @app.get("/drift")
+    async def drift():
+        """Compare the newest records with the training data."""
+        return await asyncio.to_thread(service.drift)
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics():
+        """Show Prometheus what it counts."""
+        service.metrics.waiting.set(service.waiting)
+        await asyncio.to_thread(service.drift)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page():
+        """Show the page on which to try the model."""
+        return HTMLResponse(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+
+    paths = {route.path for route in app.routes}
+    app.add_middleware(Guard, service=service, key=key, paths=paths)
+    return app
+
+
+def live_score(service) -> dict:
+    """Return how right the answers were whose true targets came back, with a 95 % interval.
+
+    The interval of an accuracy is Wilson's (1927), that of a mean absolute error the normal one.
+    """
+    count, mean, square = service.log.score()
+    if not count:
+        return {"targets": 0}
+    if not service.pipeline.task.classes:
+        half = 1.96 * math.sqrt(max(0.0, square - mean**2) / count)
+        return {"targets": count, "mae": mean, "interval": [max(0.0, mean - half), mean + half]}
+    p, z2 = 1 - mean, 1.96**2
+    centre, half = p + z2 / (2 * count), 1.96 * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2))
+    low, high = ((centre + sign * half) / (1 + z2 / count) for sign in (-1, 1))
+    return {"targets": count, "accuracy": p, "interval": [max(0.0, low), min(1.0, high)]}
+
+
+async def reload_and_say(service) -> None:
+    """Reload on SIGHUP, where nobody waits for an answer."""
+    try:
+        print(f"reloaded {service.checkpoint}: {await service.reload()}", file=sys.stderr)
+    except UserError as error:
+        print(f"not reloaded, the old model answers on: {error}", file=sys.stderr)
+
+
+def serve(options: Options) -> None:
+    """Load the model and answer until stopped; then answer what was accepted."""
+    import socket
+
+    import torch
+    import uvicorn
+    from PIL import Image
+
+    from service import Service
+
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    service = Service(options.checkpoint, options.log)
+    if service.kind == "tabular":
+        torch.set_num_threads(1)  # a small network gains nothing from more, and the event loop needs a core
+    try:
+        listener = socket.create_server((options.host, options.port), backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {options.host} --port {options.port}: cannot listen there ({error}).") from None
+    host, port = listener.getsockname()[:2]
+    print(f"{options.checkpoint} answers at http://{host}:{port} (Ctrl-C stops)", flush=True)
+    app = make_app(service, options.api_key or os.environ.get("API_KEY", ""))
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=LONGEST_STOP)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    run(lambda: serve(parse_flags(Options, description=__doc__)))

@@ -1,0 +1,262 @@
+"""A model that many ask at once: requests are gathered into one forward pass, counted, logged and watched for drift."""
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+import uuid
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from drift import Profile
+from errors import UserError
+from images import data_url
+from pipeline import FORMAT, Pipeline, kind_of
+from preprocessing import as_frame
+
+GATHER = 0.002  # seconds in which requests are gathered
+AT_ONCE = 512  # records in a forward pass, at least one request
+MOST_WAITING = 4096  # records; beyond, requests are refused
+WINDOW = 5_000  # records that drift is looked for in
+
+
+class Busy(Exception):
+    """More records are waiting than will be answered soon."""
+
+
+@dataclass(eq=False)
+class Request:
+    """What one client wants to know, and what it will be told."""
+
+    records: list
+    future: asyncio.Future
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class Metrics:
+    """What Prometheus is shown. See https://prometheus.io/docs/practices/naming/."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        kept = {"registry": self.registry}
+        self.requests = Counter("http_requests", "Requests answered", ["path", "status"], **kept)
+        buckets = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+        self.seconds = Histogram(
+            "http_request_seconds", "From a request to its answer", ["path"], buckets=buckets, **kept
+        )
+        self.batch = Histogram(
+            "batch_records", "Records in a forward pass", buckets=(1, 2, 4, 8, 16, 32, 64, 512), **kept
+        )
+        self.waiting = Gauge("waiting_records", "Records that wait for the model", **kept)
+        self.predictions = Counter("predictions", "Records answered, by the class answered", ["prediction"], **kept)
+        self.unknown = Counter("unknown_values", "Values that training did not know", ["column"], **kept)
+        self.psi = Gauge("drift_psi", "Population stability index of a column against training", ["column"], **kept)
+
+
+class Service:
+    """Answer records with the model of a checkpoint, from any number of coroutines of one event loop.
+
+    Preprocessing and the network run on one thread of their own, so that the event loop stays free for other requests.
+    """
+
+    def __init__(self, checkpoint: str, log: str = ""):
+        self.checkpoint, self.metrics = checkpoint, Metrics()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.log = Log(log) if log else None
+        self.queue: deque[Request] = deque()
+        self.waiting, self.format = 0, FORMAT  # records; of the checkpoint
+        self._use(Pipeline.load(checkpoint), sha256_of(checkpoint))
+
+    def _use(self, pipeline: Pipeline, sha256: str) -> None:
+        if pipeline.preprocessor is None:
+            raise UserError(f"{self.checkpoint}: this model was saved without preprocessing: it cannot be asked.")
+        self.pipeline, self.sha256, self.kind = pipeline, sha256, kind_of(pipeline.preprocessor)
+        self.profile = Profile(pipeline.profile)
+        self.window: deque[tuple[int, dict]] = deque()
+
+    async def run(self) -> None:
+        """Answer what is asked, until cancelled."""
+        self.arrived = asyncio.Event()
+        while True:
+            await self.arrived.wait()
+            await asyncio.sleep(GATHER)
+            batch, size = [], 0
+            while self.queue and (not batch or size + len(self.queue[0].records) <= AT_ONCE):
+                batch.append(self.queue.popleft())
+                size += len(batch[-1].records)
+            if not self.queue:
+                self.arrived.clear()
+            try:
+                answers = await asyncio.get_running_loop().run_in_executor(self.thread, self._answer_all, batch)
+            except Exception as bug:  # each of these requests fails with it; the next are answered
+                answers = [bug] * len(batch)
+            self.waiting -= size
+            for request, answer in zip(batch, answers, strict=True):
+                if request.future.done():  # the client has left
+                    continue
+                if isinstance(answer, Exception):
+                    request.future.set_exception(answer)
+                else:
+                    request.future.set_result(answer)
+
+    async def ask(self, records: list) -> tuple[str, list[dict]]:
+        """Return (request id, answers) for records. Raises UserError for records that cannot be read, and Busy."""
+        if self.waiting and self.waiting + len(records) > MOST_WAITING:
+            raise Busy
+        request = Request(records, asyncio.get_running_loop().create_future())
+        self.waiting += len(records)
+        self.queue.append(request)
+        self.arrived.set()
+        return request.id, await request.future
+
+    def _answer_all(self, batch: list[Request]) -> list:
+        """Answer requests in one pass; where one of them is bad, each for itself, so that it alone is refused."""
+        self.metrics.batch.observe(sum(len(request.records) for request in batch))
+        try:
+            answers = iter(self._answer([record for request in batch for record in request.records]))
+            parts = [[next(answers) for _ in request.records] for request in batch]
+        except UserError:
+            parts = [self._answer_one(request) for request in batch]
+        if self.log:
+            self.log.write([(r, p) for r, p in zip(batch, parts, strict=True) if isinstance(p, list)], self.sha256)
+        return parts
+
+    def _answer_one(self, request: Request) -> list[dict] | UserError:
+        try:
+            return self._answer(request.records)
+        except UserError as error:
+            return error
+
+    def _answer(self, records: list) -> list[dict]:
+        pipeline, known = self.pipeline, self.pipeline.preprocessor
+        frame = as_frame(records, getattr(known, "column", ""))
+        inputs = known(frame)
+        answers = pipeline.task.answer(pipeline.logits(inputs))
+        for column, count in known.count_unknown(inputs).items():
+            self.metrics.unknown.labels(column).inc(count)
+        if pipeline.task.classes:
+            for answer in answers:
+                self.metrics.predictions.labels(str(answer["prediction"])).inc()
+        else:
+            self.metrics.predictions.labels("number").inc(len(answers))
+        if self.profile.columns:
+            self.window.append((len(frame), self.profile.count(known.measure(frame, inputs))))
+            while sum_of(self.window) - self.window[0][0] >= WINDOW:
+                self.window.popleft()
+        return answers
+
+    def drift(self) -> dict:
+        """Compare the newest records with the training data, and set the gauge of Prometheus."""
+        window = list(self.window)
+        total: dict = {}
+        for _, counts in window:
+            for name, new in counts.items():
+                total[name] = total[name] + new if name in total else new
+        columns = self.profile.compare(total)
+        for name, state in columns.items():
+            self.metrics.psi.labels(name).set(state["psi"])
+        return {"rows": sum_of(window), "window": WINDOW, "columns": columns}
+
+    async def reload(self) -> str:
+        """Read the checkpoint's file again and answer with it from the next batch on; return its sha256.
+
+        Raises UserError, and goes on with the old one, where it cannot be loaded or answers its golden rows otherwise.
+        """
+        loop = asyncio.get_running_loop()
+        sha256 = await loop.run_in_executor(None, sha256_of, self.checkpoint)
+        pipeline = await loop.run_in_executor(None, Pipeline.load, self.checkpoint)
+        await loop.run_in_executor(self.thread, self._use, pipeline, sha256)  # between two batches
+        return sha256
+
+
+def sum_of(window) -> int:
+    return sum(rows for rows, _ in window)
+
+
+def sha256_of(path: str) -> str:
+    """Return the sha256 of a file. Raises UserError where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def _plain(record):
+    return data_url(record) if isinstance(record, bytes) else record
+
+
+class Log:
+    """Answered records and the true targets that came back, in SQLite; what is written is on the disk."""
+
+    def __init__(self, path: str):
+        self.lock = threading.Lock()
+        try:
+            self.database = sqlite3.connect(path, check_same_thread=False)
+            self.database.executescript(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
+                "CREATE TABLE IF NOT EXISTS requests (id TEXT, row INTEGER, time REAL, model TEXT, record TEXT,"
+                " answer TEXT, name TEXT, target TEXT, error REAL, PRIMARY KEY (id, row));"
+                "CREATE INDEX IF NOT EXISTS errors ON requests (error) WHERE error IS NOT NULL;"
+            )
+        except sqlite3.Error as error:
+            raise UserError(f"--log {path}: cannot be used as a database ({error}).") from None
+
+    def write(self, answered: list[tuple[Request, list[dict]]], model: str) -> None:
+        """Add the records of some requests and their answers, all in one transaction."""
+        now = time.time()
+        rows = [
+            (
+                request.id,
+                i,
+                now,
+                model,
+                json.dumps(_plain(record), ensure_ascii=False),
+                json.dumps(answer, ensure_ascii=False),
+            )
+            for request, answers in answered
+            for i, (record, answer) in enumerate(zip(request.records, answers, strict=True), start=1)
+        ]
+        with self.lock, self.database:
+            self.database.executemany(
+                "INSERT INTO requests (id, row, time, model, record, answer) VALUES (?, ?, ?, ?, ?, ?)", rows
+            )
+
+    def answers(self, request: str) -> list[dict]:
+        """Return the answers that a request was given; none for an unknown id."""
+        with self.lock:
+            rows = self.database.execute("SELECT answer FROM requests WHERE id = ? ORDER BY row", [request]).fetchall()
+        return [json.loads(answer) for (answer,) in rows]
+
+    def add_targets(self, request: str, name: str, targets: list, errors: list[float]) -> None:
+        """Keep the true targets of a request's records, and how wrong each answer was."""
+        rows = [(name, json.dumps(t), e, request, i) for i, (t, e) in enumerate(zip(targets, errors, strict=True), 1)]
+        with self.lock, self.database:
+            self.database.executemany(
+                "UPDATE requests SET name = ?, target = ?, error = ? WHERE id = ? AND row = ?", rows
+            )
+
+    def score(self) -> tuple[int, float, float]:
+        """Return (count, mean, mean square) of the errors of all answers whose targets are known."""
+        with self.lock:
+            query = "SELECT COUNT(*), AVG(error), AVG(error * error) FROM requests WHERE error IS NOT NULL"
+            count, mean, square = self.database.execute(query).fetchone()
+        return count, mean or 0.0, square or 0.0
+
+
+def errors_of(task, answers: list[dict], targets: list) -> list[float]:
+    """Return how wrong answers were: 0 or 1 for classes, the absolute difference for numbers.
+
+    Raises UserError for a target that is no class of the model, or no number.
+    """
+    series = pd.Series(targets, index=range(1, len(targets) + 1), name=task.target)
+    true = task.decode(task.encode(series)).tolist()
+    if task.classes:
+        return [float(str(task.classes[t]) != str(a["prediction"])) for t, a in zip(true, answers, strict=True)]
+    return [abs(t - a["prediction"]) for t, a in zip(true, answers, strict=True)]
