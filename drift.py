@@ -54,6 +54,12 @@ class Profile:
                 for name, new in counts.items() if new.sum()}  # fmt: skip
 
 
+def add_counts(total: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> None:
+    """Add counts to a total, in place."""
+    for name, counts in more.items():
+        total[name] = total[name] + counts if name in total else counts
+
+
 def _count(values: np.ndarray, state: dict) -> np.ndarray:
     if "values" in state:
         index = {value: i for i, value in enumerate(state["values"])} | {"": len(state["values"]) + 1}

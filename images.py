@@ -60,7 +60,8 @@ def resolve_paths(table: pd.DataFrame, column: str, source: str | Path) -> pd.Da
         raise UserError(f"{source}: row {table.index[empty.argmax()]}, column {column!r} is empty: it names no image.")
     # Standard input has no folder: its paths start here
     folder = Path(".") if Path(source).name.startswith("standard input") else Path(source).parent
-    return table.assign(**{column: [str(folder / str(path)) for path in table[column]]})
+    paths = [str(p) if str(p).startswith(DATA_URL) else str(folder / str(p)) for p in table[column]]
+    return table.assign(**{column: paths})
 
 
 # ---------------------------------------------------------------- records → pixels

@@ -30,12 +30,15 @@ class Options:
     checkpoint: str
     """best.pt of a run (last.pt answers as the last epoch did)."""
     input: str
-    """csv, tsv, jsonl or parquet file (also .gz), or - for standard input; image, folder or glob for images; .txt
-    with a text in each line."""
+    """csv, tsv, jsonl or parquet file (also .gz), or - for standard input; image, folder or glob for images; folder,
+    glob, or .txt with a text in each line, for texts."""
     output: str = "-"
     """csv, tsv, jsonl or parquet file, or - for standard output."""
     device: str = "auto"
     """auto, cpu, cuda, mps …"""
+
+
+DRIFT_ROWS = 100_000  # the first of the input, which are compared with the training data
 
 
 class Writer:
@@ -95,6 +98,8 @@ def open_output(path: str, source: str):
         sys.stdout.buffer.flush()
         return
     form = "tsv" if path.lower().endswith(".tsv") else file_format(path)
+    if form == "log":
+        raise UserError(f"--output {path}: answers are written as csv, tsv, jsonl or parquet.")
     if path.lower().endswith(".gz"):
         raise UserError(f"--output {path}: answers are not packed; leave out .gz.")
     with atomic_write(path, "wb") as file:
@@ -132,9 +137,11 @@ def read_inputs(path: str, kind: str, preprocessor, numbers: set[str]):
 
 
 def predict(options: Options) -> None:
-    """Answer all rows in pieces, in constant memory; then say what was unknown and, with targets, how good it was."""
+    """Answer all rows in pieces, in constant memory; then say what was unknown, which columns look unlike the training
+    data, and, with targets, how good it was."""
     from tqdm import tqdm
 
+    from drift import Profile, add_counts
     from pipeline import Pipeline, kind_of
     from reader import standard_input
 
@@ -143,6 +150,7 @@ def predict(options: Options) -> None:
     numbers = known.number_columns
     if all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in pipeline.task.classes):
         numbers = numbers | {pipeline.task.target}
+    profile, seen = Profile(pipeline.profile), {}
     unknown, score, rows = Counter(), Score(pipeline.task), 0
     source = (
         standard_input(known.column if kind == "text" else "")
@@ -156,6 +164,8 @@ def predict(options: Options) -> None:
             logits = pipeline.logits(inputs)
             writer.write(pipeline.answers(logits, frame))
             unknown.update(known.count_unknown(inputs))
+            if profile.columns and rows < DRIFT_ROWS:
+                add_counts(seen, profile.count(known.measure(frame, inputs)))
             score.add(logits, frame)
             rows += len(frame)
             bar.update(len(frame))
@@ -163,6 +173,9 @@ def predict(options: Options) -> None:
             raise UserError(f"{path}: there are no rows below the header.")
     for name, count in unknown.items():
         print(f"column {name!r}: {count} of {rows} values unknown (unseen or too rare in training)", file=sys.stderr)
+    for name, state in profile.compare(seen).items():
+        if state["drifted"]:
+            print(f"drift in {name!r}: {state['why']}", file=sys.stderr)
     score.show(sys.stderr if options.output == "-" else sys.stdout)
 
 

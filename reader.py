@@ -1,4 +1,4 @@
-"""Files → records: csv, tsv, jsonl and parquet, however they are written, as DataFrames."""
+"""Files → records: csv, tsv, jsonl, parquet and logs of serve.py, however they are written, as DataFrames."""
 
 import codecs
 import contextlib
@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import shutil
+import sqlite3
 import sys
 import tempfile
 import zlib
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,8 @@ import pandas as pd
 from cells import NULLS, frame_of
 from errors import UserError
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+           ".db": "log"}  # fmt: skip
 FILE, LABEL = "file", "label"  # columns of the records that a folder gives
 HEAD = 1 << 20  # bytes read to find out how a file is written
 BLOCK = 1 << 20  # bytes of a text table in one piece
@@ -91,7 +94,7 @@ class Dialect:
 
 
 def file_format(path: str | Path) -> str:
-    """Return csv, jsonl or parquet by the file's name (.gz aside). Raises UserError for any other."""
+    """Return csv, jsonl, parquet or log by the file's name (.gz aside). Raises UserError for any other."""
     suffixes = [s.lower() for s in Path(path).suffixes]
     ending = next((s for s in reversed(suffixes) if s != ".gz"), "")
     if ending not in FORMATS:
@@ -372,6 +375,23 @@ def _stream_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
         yield frame()
 
 
+def _stream_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
+    """Read the records that serve.py --log kept and that were told their true target, which is the last column."""
+    query = "SELECT record, name, target FROM requests WHERE target IS NOT NULL ORDER BY rowid"
+    try:
+        with _reading(path), contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as log:
+            found = log.execute(query)
+            while some := found.fetchmany(rows):
+                records = [json.loads(record) for record, _, _ in some]
+                for record, (_, name, target) in zip(records, some, strict=True):
+                    record.pop(name, None)
+                    record[name] = json.loads(target)
+                frame = frame_of(records)
+                yield frame[[c for c in frame if c != some[-1][1]] + [some[-1][1]]]
+    except sqlite3.Error as error:
+        raise UserError(f"{path}: no log of requests that can be read ({error}).") from None
+
+
 def _stream_parquet(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
     import pyarrow as pa
     from pyarrow import parquet
@@ -407,6 +427,7 @@ def read_chunks(
         "lines": lambda: _stream_lines(path, rows, text),
         "jsonl": lambda: _stream_jsonl(path, rows),
         "parquet": lambda: _stream_parquet(path, rows),
+        "log": lambda: _stream_log(path, rows),
     }["lines" if text and str(path).lower().removesuffix(".gz").endswith(".txt") else file_format(path)]
     start = 1
     for frame in read():

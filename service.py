@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from drift import Profile
+from drift import Profile, add_counts
 from errors import UserError
 from images import data_url
 from pipeline import FORMAT, Pipeline, kind_of
@@ -125,7 +126,8 @@ class Service:
         except UserError:
             parts = [self._answer_one(request) for request in batch]
         if self.log:
-            self.log.write([(r, p) for r, p in zip(batch, parts, strict=True) if isinstance(p, list)], self.sha256)
+            answered = [(r, p) for r, p in zip(batch, parts, strict=True) if isinstance(p, list)]
+            self.log.write(answered, self.sha256, getattr(self.pipeline.preprocessor, "column", ""))
         return parts
 
     def _answer_one(self, request: Request) -> list[dict] | UserError:
@@ -155,10 +157,9 @@ class Service:
     def drift(self) -> dict:
         """Compare the newest records with the training data, and set the gauge of Prometheus."""
         window = list(self.window)
-        total: dict = {}
+        total: dict[str, np.ndarray] = {}
         for _, counts in window:
-            for name, new in counts.items():
-                total[name] = total[name] + new if name in total else new
+            add_counts(total, counts)
         columns = self.profile.compare(total)
         for name, state in columns.items():
             self.metrics.psi.labels(name).set(state["psi"])
@@ -188,8 +189,10 @@ def sha256_of(path: str) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def _plain(record):
-    return data_url(record) if isinstance(record, bytes) else record
+def _plain(record, column: str) -> dict:
+    """Return a record as a dict that JSON can hold."""
+    record = data_url(record) if isinstance(record, bytes) else record
+    return record if isinstance(record, dict) else {column: record}
 
 
 class Log:
@@ -208,18 +211,14 @@ class Log:
         except sqlite3.Error as error:
             raise UserError(f"--log {path}: cannot be used as a database ({error}).") from None
 
-    def write(self, answered: list[tuple[Request, list[dict]]], model: str) -> None:
-        """Add the records of some requests and their answers, all in one transaction."""
+    def write(self, answered: list[tuple[Request, list[dict]]], model: str, column: str) -> None:
+        """Add the records of some requests and their answers, all in one transaction.
+
+        model: sha256 of the checkpoint.  column: of records that are bare texts or images.
+        """
         now = time.time()
         rows = [
-            (
-                request.id,
-                i,
-                now,
-                model,
-                json.dumps(_plain(record), ensure_ascii=False),
-                json.dumps(answer, ensure_ascii=False),
-            )
+            (request.id, i, now, model, json.dumps(_plain(record, column)), json.dumps(answer))
             for request, answers in answered
             for i, (record, answer) in enumerate(zip(request.records, answers, strict=True), start=1)
         ]

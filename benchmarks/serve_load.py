@@ -97,7 +97,8 @@ class Client(asyncio.Protocol):
 
 
 def http(method: str, path: str, body: bytes = b"") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    headers = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body
 
 
 async def load(port: int, message: bytes, requests: int) -> tuple[float, list[float], list[float]]:

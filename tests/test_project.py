@@ -33,6 +33,7 @@ ALLOWED = {
         "augmentation",
         "config",
         "dataloader",
+        "drift",
         "errors",
         "huggingface",
         "images",
@@ -43,7 +44,10 @@ ALLOWED = {
         "text",
         "trainer",
     },
-    "predict": {"errors", "images", "pipeline", "reader", "text"},
+    "drift": set(),
+    "predict": {"drift", "errors", "images", "pipeline", "reader", "text"},
+    "service": {"drift", "errors", "images", "pipeline", "preprocessing"},
+    "serve": {"errors", "pipeline", "service"},
 }
 FILES = sorted(ROOT.glob("*.py"))
 
@@ -94,7 +98,7 @@ def test_every_command_in_the_readme_runs(tmp_path):
     """Every block, line by line, in a copy of the project with a table.csv of a user's."""
     from conftest import table_for
 
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.txt")]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.txt"), *ROOT.glob("*.html")]:
         (tmp_path / path.name).write_text(path.read_text())
     table_for("regression", 150).rename(columns={"regression": "price"}).to_csv(tmp_path / "table.csv", index=False)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

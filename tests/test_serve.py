@@ -1,0 +1,477 @@
+"""The service answers as predict.py does, alone and in a crowd, refuses what it must, and keeps what it was told."""
+
+import asyncio
+import base64
+import concurrent.futures
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, TARGETS, assert_refused, command, quick_run
+from fastapi.testclient import TestClient
+from test_images import make_folder
+from test_text import reviews, text_run
+
+import serve
+import service as service_module
+from config import DataConfig
+from drift import Profile
+from pipeline import Pipeline
+from serve import make_app
+from service import Service
+
+
+@contextmanager
+def client_of(checkpoint, log="", key="", **headers):
+    with TestClient(make_app(Service(str(checkpoint), str(log)), key), raise_server_exceptions=False) as client:
+        client.headers.update(headers)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def everything(runs, tmp_path_factory) -> dict:
+    """A checkpoint for each kind of data and of problem."""
+    folder, found = tmp_path_factory.mktemp("served"), {}
+    photos = make_folder(folder / "photos")
+    table = pd.DataFrame({"path": sorted(str(p) for p in photos.rglob("*.*"))})
+    table["binary"] = [p.split(os.sep)[-2] for p in table["path"]]
+    table["multiclass"] = [f"{b}-{i % 2}" for i, b in enumerate(table["binary"])]
+    table["regression"] = np.linspace(0, 1, len(table))
+    for target in TARGETS:
+        found["tabular", target] = runs[target].out / "best.pt"
+        text_run(folder / f"text-{target}", target, epochs=2)
+        found["text", target] = folder / f"text-{target}" / "best.pt"
+        data = DataConfig(data=str(folder / f"{target}.csv"), target=target, image="path")
+        table[["path", target]].to_csv(data.data, index=False)
+        quick_run(folder / f"image-{target}", data=data, epochs=1)
+        found["image", target] = folder / f"image-{target}" / "best.pt"
+    return found
+
+
+def close(a: dict, b: dict) -> bool:
+    if "probabilities" not in a:
+        return a["prediction"] == pytest.approx(b["prediction"], abs=1e-5, rel=1e-6)
+    return a["prediction"] == b["prediction"] and a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", ["tabular", "text", "image"])
+def test_rest_answers_as_the_pipeline_does(everything, kind, target):
+    pipeline = Pipeline.load(everything[kind, target])
+    expected = pipeline.task.answer(pipeline.logits(pipeline.preprocessor(pipeline.examples)))
+    with client_of(everything[kind, target]) as client:
+        answered = client.post("/predict", json={"records": pipeline.examples}).json()["predictions"]
+        alone = [client.post("/predict", json={"records": [r]}).json()["predictions"][0] for r in pipeline.examples]
+        schema = client.get("/schema").json()
+        assert schema["example"] == pipeline.examples[0] and schema["task"] == target
+    assert all(map(close, answered, expected)) and all(map(close, alone, expected))
+    if kind == "image":
+        files = [base64.b64decode(r[pipeline.preprocessor.column].partition(",")[2]) for r in pipeline.examples]
+        with client_of(everything[kind, target]) as client:
+            sent = client.post("/predict", files=[("files", (f"{i}.png", f)) for i, f in enumerate(files)])
+        assert all(map(close, sent.json()["predictions"], expected))
+    elif kind == "text":
+        texts = [r[pipeline.preprocessor.column] for r in pipeline.examples]
+        with client_of(everything[kind, target]) as client:
+            assert client.post("/predict", json={"records": texts}).json()["predictions"] == answered
+
+
+def test_a_crowd_is_answered_in_few_passes_and_each_as_if_alone(everything, monkeypatch):
+    """Good and bad requests at once: everybody gets what they would have got alone."""
+    monkeypatch.setattr(service_module, "GATHER", 0.05)
+    pipeline = Pipeline.load(everything["tabular", "binary"])
+    good = [{**r, "city": c} for r in pipeline.examples[:8] for c in ("Seoul", "Nowhere", None, 7)]
+    bad = [{**good[0], "age": "old"}, {**good[0], "since": "soon"}]
+    service = Service(str(everything["tabular", "binary"]))
+
+    async def crowd(requests):
+        worker = asyncio.create_task(service.run())
+        await asyncio.sleep(0)
+        found = await asyncio.gather(*(service.ask([r]) for r in requests), return_exceptions=True)
+        worker.cancel()
+        return found
+
+    together = asyncio.run(crowd([*good, *bad]))
+    passes = service.metrics.registry.get_sample_value("batch_records_count")
+    alone = [asyncio.run(crowd([r]))[0] for r in good]
+    assert passes == 1
+    assert all(close(a[1][0], b[1][0]) for a, b in zip(together[: len(good)], alone, strict=True))
+    assert "row 1, column 'age': 'old'" in str(together[-2]) and "column 'since'" in str(together[-1])
+    assert service.metrics.registry.get_sample_value("unknown_values_total", {"column": "city"}) >= 16
+
+
+REFUSED = {
+    "no json": (b"{", "no JSON"),
+    "a list": (b"[]", '{"records": [...]}'),
+    "no records": ({"records": []}, "1 to 1000"),
+    "too many": ({"records": [{}] * 1001}, "not 1001"),
+    "no object": ({"records": ["x"]}, "row 1: a record is an object"),
+    "a list in a cell": ({"age": [1]}, "row 1, column 'age': a cell is"),
+    "a word": ({"age": "old"}, "row 1, column 'age': 'old' is not a plain number"),
+    "no date": ({"since": "soon"}, "column 'since'"),
+    "too large": ({"age": 10**30}, "too large"),
+    "infinite": (b'{"records": [{"age": Infinity}]}', "Infinity is no number"),
+    "deep": (b"[" * 100_000, "no JSON"),
+    "long": ({"city": "x" * 100_001}, "at most 100,000"),
+    "missing": ({"age": None, "agee": 3}, "column 'age' is missing. Did you mean 'agee'?"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_requests_are_refused_by_row_and_column(everything, name):
+    body, message = REFUSED[name]
+    with client_of(everything["tabular", "binary"]) as client:
+        if isinstance(body, bytes):
+            response = client.post("/predict", content=body)
+        else:
+            if "records" not in body:
+                record = Pipeline.load(everything["tabular", "binary"]).examples[0] | body
+                body = {"records": [{k: v for k, v in record.items() if name != "missing" or k != "age"}]}
+            response = client.post("/predict", json=body)
+        assert response.status_code == 422 and message in response.json()["detail"], response.text
+
+
+def test_images_come_from_the_client_alone(everything, tmp_path):
+    """A path in a record would let clients read the server's files."""
+    column = Pipeline.load(everything["image", "binary"]).preprocessor.column
+    path = next(make_folder(tmp_path).rglob("*.*"))
+    with client_of(everything["image", "binary"]) as client:
+        for record in ({column: str(path)}, str(path), {column: "data:image/png;base64,AAAA"}):
+            assert client.post("/predict", json={"records": [record]}).status_code == 422
+        broken = client.post("/predict", files={"a": ("a.png", b"no image")})
+        assert broken.status_code == 422 and "no image that can be read" in broken.text
+        assert client.post("/predict", files={}, data={"a": "b"}).status_code == 422
+
+
+def test_the_key_guards_everything_but_health(everything):
+    with client_of(everything["tabular", "binary"], key="s3cret ü") as client:
+        assert client.get("/health").json()["status"] == "ready"
+        paths = ("/", "/schema", "/drift", "/metrics", "/docs", "/openapi.json", "/nowhere")
+        assert [client.get(path).status_code for path in paths] == [401] * len(paths)
+        assert client.post("/predict", json={}).status_code == 401
+        key = "s3cret ü".encode()
+        basic = base64.b64encode(b"anyone:" + key)
+        for value, status in ((b"Bearer " + key, 200), (b"Basic " + basic, 200), (b"Bearer x", 401), (b"Basic x", 401)):
+            assert client.get("/schema", headers={"Authorization": value}).status_code == status
+
+
+def test_more_than_the_limits_is_refused(everything, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_BODY", 1000)
+    with client_of(everything["text", "binary"]) as client:
+        assert client.post("/predict", json={"records": ["x" * 2000]}).status_code == 413
+
+        def pieces():
+            yield from [b"x" * 400] * 4
+
+        assert client.post("/predict", content=pieces()).status_code == 413
+        monkeypatch.setattr(service_module, "MOST_WAITING", 2)
+        monkeypatch.setattr(service_module, "GATHER", 0.3)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: client.post("/predict", json={"records": ["fine"]}), range(8)))
+        refused = [r for r in found if r.status_code == 503]
+        assert refused and all(r.headers["retry-after"] == "1" for r in refused)
+        assert any(r.status_code == 200 for r in found)
+
+
+def test_a_bug_tells_clients_nothing(everything, monkeypatch):
+    with client_of(everything["text", "binary"]) as client:
+        monkeypatch.setattr(Service, "_answer", lambda *_: 1 / 0)
+        failed = client.post("/predict", json={"records": ["fine"]})
+        assert failed.status_code == 500 and "ZeroDivision" not in failed.text and "Traceback" not in failed.text
+        monkeypatch.undo()
+        assert client.post("/predict", json={"records": ["fine"]}).status_code == 200
+
+
+def test_drift_is_seen_and_the_same_data_raises_no_alarm(runs):
+    pipeline = Pipeline.load(runs["binary"].out / "best.pt")
+    table = pd.read_csv(runs["binary"].out.parent / "binary.csv")[list(pipeline.preprocessor.used)]
+    records = json.loads(table.to_json(orient="records"))
+    with client_of(runs["binary"].out / "best.pt") as client:
+        assert client.get("/drift").json() == {"rows": 0, "window": service_module.WINDOW, "columns": {}}
+        client.post("/predict", json={"records": records})
+        same = client.get("/drift").json()
+        assert same["rows"] == len(records) and not any(c["drifted"] for c in same["columns"].values()), same
+    with client_of(runs["binary"].out / "best.pt") as client:
+        moved = [{**r, "age": 30 + i % 3, "city": "Oslo", "income": None} for i, r in enumerate(records)]
+        client.post("/predict", json={"records": moved})
+        columns = client.get("/drift").json()["columns"]
+        assert {name for name, c in columns.items() if c["drifted"]} == {"age", "city", "income"}
+        assert "PSI" in columns["age"]["why"] and "unknown" in columns["city"]["why"]
+        assert "missing" in columns["income"]["why"]
+        assert re.search(r'drift_psi\{column="age"\} [1-9]', client.get("/metrics").text)
+
+
+def test_psi_is_that_of_the_textbook():
+    old = np.repeat([0.0, 1.0], [5000, 5000])
+    profile = Profile.fit({"x": old})
+    counts = profile.count({"x": np.repeat([0.0, 1.0], [8000, 2000])})
+    expected = (0.8 - 0.5) * np.log(0.8 / 0.5) + (0.2 - 0.5) * np.log(0.2 / 0.5)
+    assert profile.compare(counts)["x"]["psi"] == pytest.approx(expected, rel=0.01)
+    random = np.random.default_rng(0)
+    profile = Profile.fit({"x": random.normal(size=2000)})
+    alarms = [
+        profile.compare(profile.count({"x": random.normal(size=n)}))["x"]["drifted"]
+        for n in (1, 5, 30, 100, 1000)
+        for _ in range(200)
+    ]
+    assert np.mean(alarms) < 0.01
+
+
+def test_predict_warns_of_drift(runs, tmp_path):
+    pipeline = Pipeline.load(runs["binary"].out / "best.pt")
+    table = pd.read_csv(runs["binary"].out.parent / "binary.csv")
+    table.assign(age=table["age"] + 200).to_csv(tmp_path / "moved.csv", index=False)
+    checkpoint = runs["binary"].out / "best.pt"
+    for name, warned in ((runs["binary"].out.parent / "binary.csv", False), (tmp_path / "moved.csv", True)):
+        done = command("predict.py", "--checkpoint", checkpoint, "--input", name, "--output", tmp_path / "a.csv")
+        assert done.returncode == 0 and (b"drift in 'age': PSI" in done.stderr) is warned, done.stderr
+        assert b"drift in 'city'" not in done.stderr
+    assert pipeline.profile["age"]["high"] < 100
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_feedback_is_kept_scored_and_learned_from(everything, target, tmp_path):
+    log = tmp_path / "requests.db"
+    pipeline = Pipeline.load(everything["text", target])
+    rows = reviews(60, seed=9)
+    with client_of(everything["text", target], log) as client:
+        for text, truth in zip(rows["review"], rows[target].tolist(), strict=True):
+            answer = client.post("/predict", json={"records": [text]}).json()
+            assert client.post("/feedback", json={"id": answer["id"], "targets": [truth]}).status_code == 200
+        client.post("/predict", json={"records": ["never told"]})
+        for body, status in (
+            ({"id": "nobody", "targets": [truth]}, 404),
+            ({"id": answer["id"], "targets": []}, 422),
+            ({"id": answer["id"], "targets": [{}]}, 422),
+            ({"id": answer["id"], "targets": ["neither"]}, 422),
+            ([], 422),
+        ):
+            assert client.post("/feedback", json=body).status_code == status
+        live = client.get("/health").json()["live"]
+    answers = pipeline.predict(rows["review"].tolist())["prediction"].to_numpy()
+    assert live["targets"] == 60 and live["interval"][0] < live["interval"][1]
+    if target == "regression":
+        assert live["mae"] == pytest.approx(np.abs(answers - rows[target].to_numpy()).mean(), rel=1e-5)
+    else:
+        assert live["accuracy"] == pytest.approx((answers == rows[target].to_numpy()).mean())
+    with client_of(everything["text", target], log) as client:  # it is still there
+        assert client.get("/health").json()["live"] == live
+    done = command("train.py", "--data", log, "--epochs", 1, "--out", tmp_path / "run", "--text", "review")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"] == {"train": 42, "val": 9, "test": 9}
+
+
+def test_a_log_of_images_is_training_data(everything, tmp_path):
+    pipeline = Pipeline.load(everything["image", "binary"])
+    with client_of(everything["image", "binary"], tmp_path / "requests.db") as client:
+        for i, record in enumerate(pipeline.examples * 3):
+            file = base64.b64decode(record["path"].partition(",")[2])
+            answer = client.post("/predict", files={"file": ("a.png", file)}).json()
+            client.post("/feedback", json={"id": answer["id"], "targets": [pipeline.task.classes[i % 2]]})
+    done = command(
+        *("train.py", "--data", tmp_path / "requests.db", "--image", "path", "--epochs", 1, "--out", tmp_path / "run")
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_log_feedback_is_refused(everything):
+    with client_of(everything["text", "binary"]) as client:
+        assert client.post("/feedback", json={"id": "x", "targets": []}).status_code == 409
+
+
+def test_reload_swaps_the_model_or_keeps_the_old_one(everything, tmp_path):
+    checkpoint = tmp_path / "best.pt"
+    shutil.copy(everything["text", "binary"], checkpoint)
+    with client_of(checkpoint) as client:
+        before = client.get("/health").json()["model"]
+        shutil.copy(everything["text", "regression"], checkpoint)
+        assert client.post("/reload").status_code == 200
+        assert client.get("/health").json()["model"] != before
+        now = client.post("/predict", json={"records": ["great"]}).json()["predictions"][0]
+        assert set(now) == {"prediction"}
+        checkpoint.write_bytes(b"broken")
+        refused = client.post("/reload")
+        assert refused.status_code == 409 and "the old model answers on" in refused.json()["detail"]
+        assert client.post("/predict", json={"records": ["great"]}).json()["predictions"][0] == now
+
+
+def test_metrics_count_what_happened(everything):
+    with client_of(everything["text", "binary"]) as client:
+        client.post("/predict", json={"records": ["great", "awful"]})
+        client.post("/predict", json={})
+        client.get("/nowhere")
+        text = client.get("/metrics").text
+    assert 'http_requests_total{path="/predict",status="200"} 1.0' in text
+    assert 'http_requests_total{path="/predict",status="422"} 1.0' in text
+    assert 'http_requests_total{path="other",status="404"} 1.0' in text
+    assert sum(float(n) for n in re.findall(r"^predictions_total\{.*\} (.*)$", text, flags=re.MULTILINE)) == 2
+    assert "http_request_seconds_bucket" in text
+
+
+@pytest.mark.parametrize("kind", ["tabular", "text", "image"])
+def test_nothing_that_the_schema_allows_or_forbids_breaks_it(everything, kind, tmp_path):
+    """Fuzzed from its own OpenAPI schema: no 5xx, and what comes back is what the schema says."""
+    import schemathesis
+    from hypothesis import HealthCheck, given, settings
+
+    app = make_app(Service(str(everything[kind, "multiclass"]), str(tmp_path / "requests.db")))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    asked = []
+    for operation in schema.get_all_operations():
+        for mode in schemathesis.GenerationMode:
+
+            @given(case=operation.ok().as_strategy(generation_mode=mode))
+            @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            def ask(case):
+                response = case.call()
+                asked.append((case.path, response.status_code))
+                assert response.status_code < 500
+
+            ask()
+    assert {path for path, _ in asked} >= {"/predict", "/feedback", "/reload", "/health"}
+    assert ("/predict", 200) in asked and ("/predict", 422) in asked
+
+
+# ---------------------------------------------------------------- the command itself
+
+
+@contextmanager
+def running(checkpoint, *flags, env=None):
+    """Start serve.py for real; yield (process, address)."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "serve.py"), "--checkpoint", str(checkpoint), "--port", "0", *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (env or {}),
+    )
+    try:
+        yield process, re.search(r"http://\S+", process.stdout.readline())[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def post(address, path, body):
+    request = urllib.request.Request(address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request, timeout=30))
+
+
+def test_kill_9_under_load_loses_no_acknowledged_feedback(everything, tmp_path):
+    log, told = tmp_path / "requests.db", []
+    with running(everything["text", "binary"], "--log", log) as (process, address):
+
+        def talk(_):
+            while True:
+                try:
+                    answer = post(address, "/predict", {"records": ["great film"]})
+                    post(address, "/feedback", {"id": answer["id"], "targets": ["pos"]})
+                except (OSError, ValueError):
+                    return
+                told.append(answer["id"])
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            talking = [pool.submit(talk, i) for i in range(8)]
+            time.sleep(3)
+            process.kill()
+            concurrent.futures.wait(talking, timeout=60)
+    kept = {row[0] for row in sqlite3.connect(log).execute("SELECT id FROM requests WHERE target IS NOT NULL")}
+    assert len(told) > 20 and set(told) <= kept
+
+
+def test_stopped_it_answers_what_it_accepted_and_hangup_reloads(everything, tmp_path):
+    checkpoint = tmp_path / "best.pt"
+    shutil.copy(everything["text", "binary"], checkpoint)
+    with running(checkpoint) as (process, address):
+        before = json.load(urllib.request.urlopen(address + "/health"))["model"]
+        shutil.copy(everything["text", "regression"], checkpoint)
+        process.send_signal(signal.SIGHUP)
+        deadline = time.time() + 30
+        while json.load(urllib.request.urlopen(address + "/health"))["model"] == before:
+            assert time.time() < deadline
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(post, address, "/predict", {"records": ["great film"] * 1000}) for _ in range(4)]
+            while json.load(urllib.request.urlopen(address + "/health"))["waiting"] < 1000:
+                assert time.time() < deadline
+            process.send_signal(signal.SIGTERM)
+            answered = [a.result() for a in asked if not isinstance(a.exception(), urllib.error.URLError)]
+        assert answered and all(len(a["predictions"]) == 1000 for a in answered)
+        process.wait(30)
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(address + "/health")
+
+
+def test_the_command_refuses_what_it_cannot_serve(everything, tmp_path):
+    (tmp_path / "bad.db").write_text("this is no database" * 100)
+    checkpoint = everything["text", "binary"]
+    assert_refused(command("serve.py", "--checkpoint", tmp_path / "none.pt"), "no such checkpoint")
+    assert_refused(command("serve.py", "--checkpoint", checkpoint, "--port", 99999), "--port")
+    assert_refused(command("serve.py", "--checkpoint", checkpoint, "--host", "256.1.1.1"), "--host 256.1.1.1")
+    assert_refused(command("serve.py", "--checkpoint", checkpoint, "--log", tmp_path / "bad.db"), "--log")
+    with running(checkpoint, env={"API_KEY": "k"}) as (_, address):
+        assert address.startswith("http://127.0.0.1:")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(address + "/schema")
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs chromium and chromedriver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service as Driver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--disable-component-update")
+    driver = webdriver.Chrome(options=options, service=Driver(shutil.which("chromedriver")))
+    driver.implicitly_wait(10)
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize("kind", ["tabular", "text", "image"])
+def test_the_page_asks_the_model(browser, everything, kind, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    checkpoint = everything[kind, "binary"]
+    pipeline = Pipeline.load(checkpoint)
+    expected = pipeline.task.answer(pipeline.logits(pipeline.preprocessor(pipeline.examples[:1])))[0]
+    with running(checkpoint, "--log", tmp_path / "requests.db") as (_, address):
+        browser.get(address)
+        WebDriverWait(browser, 20).until(lambda b: b.title == f"Predict {pipeline.task.target}")
+        browser.find_element(By.CSS_SELECTOR, "#example" if kind == "image" else "#form button").click()
+        assert browser.find_element(By.CLASS_NAME, "answer").text.endswith(str(expected["prediction"]))
+        shown = browser.find_element(By.CLASS_NAME, "bars").text
+        assert all(f"{100 * p:.1f} %" in shown for p in expected["probabilities"].values())
+        browser.find_element(By.CSS_SELECTOR, "#feedback button").click()
+        WebDriverWait(browser, 20).until(lambda b: "Kept" in b.find_element(By.ID, "thanks").text)
+        if kind != "image":
+            browser.find_element(By.ID, "csv").send_keys(str(checkpoint.parent / "sample.csv"))
+            rows = len(pd.read_csv(checkpoint.parent / "sample.csv"))
+            assert f"Save {rows} answers" in browser.find_element(By.CSS_SELECTOR, "#answers .button").text
+        browser.find_element(By.ID, "look").click()
+        assert "as in training" in browser.find_element(By.CSS_SELECTOR, "#drift table").text
+        unlabelled = browser.execute_script(
+            "return [...document.querySelectorAll('input,select,textarea')].filter(e => !e.labels.length).length"
+        )
+        assert unlabelled == 0
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
