@@ -72,6 +72,13 @@ def data_url(image: bytes) -> str:
     return f"{DATA_URL}png;base64,{base64.b64encode(image).decode()}"
 
 
+def image_bytes(cell: str | bytes) -> bytes:
+    """Return the bytes of an image file: a path, these bytes, or a data URL."""
+    if isinstance(cell, bytes):
+        return cell
+    return base64.b64decode(cell.partition(",")[2]) if cell.startswith(DATA_URL) else Path(cell).read_bytes()
+
+
 def _name(cell: str | bytes) -> str:
     return "an image" if isinstance(cell, bytes) or str(cell).startswith(DATA_URL) else str(cell)
 
@@ -80,9 +87,7 @@ def _open(cell: str | bytes) -> Image.Image:
     """Open an image without decoding it. A cell is a path, the bytes of a file, or a data URL."""
     name = _name(cell)
     try:
-        if isinstance(cell, str) and cell.startswith(DATA_URL):
-            cell = base64.b64decode(cell.partition(",")[2])
-        image = Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+        image = Image.open(io.BytesIO(image_bytes(cell)) if name == "an image" else cell)
         if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # from twice that on, Pillow refuses by itself
             raise Image.DecompressionBombError
         return image

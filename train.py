@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin slow do
 
 import json
 import math
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -284,6 +283,7 @@ def _test_predictions(splits, answers):
 
 def _write_run(result: Run, trainer, splits, config: Config) -> None:
     """Write what is known once training is over: test predictions, a sample for predict.py, metrics.json last."""
+    from images import DATA_URL, image_bytes
     from pipeline import atomic_write, weights_sha256
     from preprocessing import spread
 
@@ -293,8 +293,9 @@ def _write_run(result: Run, trainer, splits, config: Config) -> None:
     records, sample = spread(splits.test, SAMPLE_ROWS), out / ("sample" if splits.image else "sample.csv")
     if splits.image:
         sample.mkdir(exist_ok=True)
-        for row, path in records[splits.image].items():
-            shutil.copyfile(path, sample / f"{row}-{Path(path).name}")
+        for row, cell in records[splits.image].items():
+            name = f"{row}.png" if cell.startswith(DATA_URL) else f"{row}-{Path(cell).name}"
+            (sample / name).write_bytes(image_bytes(cell))
     else:
         with atomic_write(sample) as file:
             records.drop(columns=splits.target).to_csv(file, index=False)

@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pandas as pd
@@ -325,6 +325,7 @@ def test_nothing_that_the_schema_allows_or_forbids_breaks_it(everything, kind, t
     """Fuzzed from its own OpenAPI schema: no 5xx, and what comes back is what the schema says."""
     import schemathesis
     from hypothesis import HealthCheck, given, settings
+    from hypothesis.errors import Unsatisfiable
 
     app = make_app(Service(str(everything[kind, "multiclass"]), str(tmp_path / "requests.db")))
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
@@ -339,7 +340,8 @@ def test_nothing_that_the_schema_allows_or_forbids_breaks_it(everything, kind, t
                 asked.append((case.path, response.status_code))
                 assert response.status_code < 500
 
-            ask()
+            with suppress(Unsatisfiable):  # nothing can be wrong with a request that takes nothing
+                ask()
     assert {path for path, _ in asked} >= {"/predict", "/feedback", "/reload", "/health"}
     assert ("/predict", 200) in asked and ("/predict", 422) in asked
 

@@ -1,0 +1,29 @@
+# A service around one model:
+#   docker build -t model .
+#   docker run -p 8000:8000 -e API_KEY=… -v ./runs/x:/model:ro model
+# The first stage installs, the second keeps only what was installed: no pip cache, no compilers, no tests.
+
+FROM python:3.11-slim AS installed
+# PyTorch's own index has builds for CPUs alone, a few hundred megabytes; the usual one brings CUDA, several gigabytes.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+COPY requirements-serve.txt .
+RUN pip install --no-cache-dir --no-compile --prefix /installed --extra-index-url "$TORCH_INDEX" \
+        "$(grep '^torch==' requirements-serve.txt)+cpu" \
+    && PYTHONPATH=/installed/lib/python3.11/site-packages \
+       pip install --no-cache-dir --no-compile --prefix /installed -r requirements-serve.txt \
+    && cd /installed/lib/python3.11/site-packages \
+    && rm -rf torch/include torch/test pandas/tests pyarrow/include pyarrow/tests numpy/*/tests \
+    && find . -name '*.a' -delete
+
+FROM python:3.11-slim
+COPY --from=installed /installed /usr/local
+WORKDIR /app
+COPY errors.py cells.py preprocessing.py images.py text.py huggingface.py reader.py drift.py \
+     model.py task.py pipeline.py service.py serve.py predict.py page.html ./
+USER nobody
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --start-period=30s --interval=30s --timeout=3s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+ENTRYPOINT ["python", "serve.py", "--host", "0.0.0.0"]
+CMD ["--checkpoint", "/model/best.pt"]
