@@ -7,16 +7,16 @@ FROM python:3.11-slim AS installed
 # PyTorch's own index has builds for CPUs alone, a few hundred megabytes; the usual one brings CUDA, several gigabytes.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements-serve.txt .
-RUN pip install --no-cache-dir --no-compile --prefix /installed --extra-index-url "$TORCH_INDEX" \
-        "$(grep '^torch==' requirements-serve.txt)+cpu" \
-    && PYTHONPATH=/installed/lib/python3.11/site-packages \
-       pip install --no-cache-dir --no-compile --prefix /installed -r requirements-serve.txt \
-    && cd /installed/lib/python3.11/site-packages \
-    && rm -rf torch/include torch/test pandas/tests pyarrow/include pyarrow/tests numpy/*/tests \
-    && find . -name '*.a' -delete
+RUN python -m venv --without-pip /venv \
+    && alias add="pip --python /venv/bin/python install --no-cache-dir --no-compile" \
+    && add --extra-index-url "$TORCH_INDEX" "$(grep ^torch== requirements-serve.txt)+cpu" \
+    && add -r requirements-serve.txt \
+    && cd /venv/lib/python3.11/site-packages \
+    && rm -rf torch/include torch/test pandas/tests pyarrow/include pyarrow/tests numpy/*/tests
 
 FROM python:3.11-slim
-COPY --from=installed /installed /usr/local
+COPY --from=installed /venv /venv
+ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY errors.py cells.py preprocessing.py images.py text.py huggingface.py reader.py drift.py \
      model.py task.py pipeline.py service.py serve.py predict.py page.html ./
