@@ -139,7 +139,12 @@ class Pipeline:
         Raises UserError, naming row and column, for records that the preprocessor cannot read.
         """
         frame = as_frame(records, getattr(self.preprocessor, "column", ""))
-        return self.answers(self.logits(self.preprocessor(frame)), frame)
+        return self.answers(self.ask(frame)[1], frame)
+
+    def ask(self, records) -> tuple[Tensor, Tensor]:
+        """Return (x, logits) of raw records, for those who want to know more of them than the answers."""
+        x = self.preprocessor(records)
+        return x, self.logits(x)
 
     def answers(self, logits: Tensor, frame: pd.DataFrame) -> pd.DataFrame:
         """Put the answers that logits (N, out_features) give beside the records' index; images carry their file,
@@ -164,13 +169,8 @@ class Pipeline:
             "magic": MAGIC,
             "format": FORMAT,
             "torch": str(torch.__version__),
-            "task": asdict(self.task),
-            "kind": kind_of(self.preprocessor),
-            "preprocessor": None if self.preprocessor is None else asdict(self.preprocessor),
             "network": self.network,
-            "config": self.config,
-            "profile": self.profile,
-            "golden": self._golden(state_dict),
+            **self.state(state_dict),
             "weights_sha256": weights_sha256(state_dict),
         }
         json.dumps(checkpoint, allow_nan=False)  # plain containers only: anything else is a bug, and stops here
@@ -181,6 +181,17 @@ class Pipeline:
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file.name)
             if unsafe:
                 raise TypeError(f"the checkpoint holds {unsafe}, which weights_only=True would refuse")
+
+    def state(self, state_dict: dict[str, Tensor] | None = None) -> dict:
+        """Return all but the network as plain containers, with the answers that it gives to the examples."""
+        return {
+            "task": asdict(self.task),
+            "kind": kind_of(self.preprocessor),
+            "preprocessor": None if self.preprocessor is None else asdict(self.preprocessor),
+            "config": self.config,
+            "profile": self.profile,
+            "golden": self._golden(self.model.state_dict() if state_dict is None else state_dict),
+        }
 
     def _golden(self, state_dict: dict[str, Tensor]) -> dict:
         """The examples and the answers that these weights give."""
@@ -229,15 +240,17 @@ class Pipeline:
             examples=golden["records"],
             profile=state.get("profile"),  # runs of before there were profiles have none
         )
-        for row, (kept, now) in enumerate(
-            zip(golden["answers"], pipeline._golden(state["state_dict"])["answers"], strict=True)
-        ):
-            if not _same_answer(kept, now):
+        pipeline.check_golden(golden["answers"], pipeline._golden(state["state_dict"])["answers"], path)
+        return pipeline
+
+    def check_golden(self, kept: list[dict], now: list[dict], path: str | Path) -> None:
+        """Raise UserError where the examples are answered otherwise than when `path` was saved."""
+        for row, (before, after) in enumerate(zip(kept, now, strict=True), start=1):
+            if not _same_answer(before, after):
                 raise UserError(
-                    f"{path}: golden row {row + 1} was answered {kept} when the checkpoint was saved and {now} now: "
+                    f"{path}: golden row {row} was answered {before} when the file was saved and {after} now: "
                     "the code or a library has changed what this model computes."
                 )
-        return pipeline
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -28,7 +28,7 @@ class Options:
     """what to answer with, and what"""
 
     checkpoint: str
-    """best.pt of a run (last.pt answers as the last epoch did)."""
+    """best.pt of a run (last.pt answers as the last epoch did), or an .onnx file that export.py made."""
     input: str
     """csv, tsv, jsonl or parquet file (also .gz), or - for standard input; image, folder or glob for images; folder,
     glob, or .txt with a text in each line, for texts."""
@@ -142,10 +142,11 @@ def predict(options: Options) -> None:
     from tqdm import tqdm
 
     from drift import Profile, add_counts
-    from pipeline import Pipeline, kind_of
+    from pipeline import kind_of
     from reader import standard_input
+    from runtime import load
 
-    pipeline = Pipeline.load(options.checkpoint).to(options.device)
+    pipeline = load(options.checkpoint).to(options.device)
     known, kind = pipeline.preprocessor, kind_of(pipeline.preprocessor)
     numbers = known.number_columns
     if all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in pipeline.task.classes):
@@ -160,8 +161,7 @@ def predict(options: Options) -> None:
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
         for frame in read_inputs(path, kind, known, numbers):
             with naming(path):
-                inputs = known(frame)
-            logits = pipeline.logits(inputs)
+                inputs, logits = pipeline.ask(frame)
             writer.write(pipeline.answers(logits, frame))
             unknown.update(known.count_unknown(inputs))
             if profile.columns and rows < DRIFT_ROWS:

@@ -37,7 +37,7 @@ class Options:
     """which model, and where"""
 
     checkpoint: str
-    """best.pt of a run."""
+    """best.pt of a run, or an .onnx file that export.py made."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 = reachable from other machines (give an --api-key then)."""
     port: int = 8000

@@ -21,6 +21,7 @@ from errors import UserError
 from images import data_url
 from pipeline import FORMAT, Pipeline, kind_of
 from preprocessing import as_frame
+from runtime import load
 
 GATHER = 0.002  # seconds in which requests are gathered
 AT_ONCE = 512  # records in a forward pass, at least one request
@@ -73,7 +74,7 @@ class Service:
         self.log = Log(log) if log else None
         self.queue: deque[Request] = deque()
         self.waiting, self.format = 0, FORMAT  # records; of the checkpoint
-        self._use(Pipeline.load(checkpoint), sha256_of(checkpoint))
+        self._use(load(checkpoint), sha256_of(checkpoint))
 
     def _use(self, pipeline: Pipeline, sha256: str) -> None:
         if pipeline.preprocessor is None:
@@ -139,8 +140,8 @@ class Service:
     def _answer(self, records: list) -> list[dict]:
         pipeline, known = self.pipeline, self.pipeline.preprocessor
         frame = as_frame(records, getattr(known, "column", ""))
-        inputs = known(frame)
-        answers = pipeline.task.answer(pipeline.logits(inputs))
+        inputs, logits = pipeline.ask(frame)
+        answers = pipeline.task.answer(logits)
         for column, count in known.count_unknown(inputs).items():
             self.metrics.unknown.labels(column).inc(count)
         if pipeline.task.classes:
@@ -172,7 +173,7 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         sha256 = await loop.run_in_executor(None, sha256_of, self.checkpoint)
-        pipeline = await loop.run_in_executor(None, Pipeline.load, self.checkpoint)
+        pipeline = await loop.run_in_executor(None, load, self.checkpoint)
         await loop.run_in_executor(self.thread, self._use, pipeline, sha256)  # between two batches
         return sha256
 

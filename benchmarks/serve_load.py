@@ -93,7 +93,8 @@ class Client(asyncio.Protocol):
             self.ask()
         else:
             self.transport.close()
-            self.done.set_result(None)
+            if not self.done.done():  # the load is over, and with it the watch on /health
+                self.done.set_result(None)
 
 
 def http(method: str, path: str, body: bytes = b"") -> bytes:

@@ -45,8 +45,10 @@ ALLOWED = {
         "trainer",
     },
     "drift": set(),
-    "predict": {"drift", "errors", "images", "pipeline", "reader", "text"},
-    "service": {"drift", "errors", "images", "pipeline", "preprocessing"},
+    "runtime": {"errors", "pipeline", "preprocessing", "task"},
+    "export": {"errors", "model", "pipeline", "runtime"},
+    "predict": {"drift", "errors", "images", "pipeline", "reader", "runtime", "text"},
+    "service": {"drift", "errors", "images", "pipeline", "preprocessing", "runtime"},
     "serve": {"errors", "pipeline", "service"},
 }
 FILES = sorted(ROOT.glob("*.py"))

@@ -19,14 +19,13 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, TARGETS, assert_refused, command, quick_run
+from conftest import ROOT, TARGETS, assert_refused, close, command
 from fastapi.testclient import TestClient
 from test_images import make_folder
-from test_text import reviews, text_run
+from test_text import reviews
 
 import serve
 import service as service_module
-from config import DataConfig
 from drift import Profile
 from pipeline import Pipeline
 from serve import make_app
@@ -38,32 +37,6 @@ def client_of(checkpoint, log="", key="", **headers):
     with TestClient(make_app(Service(str(checkpoint), str(log)), key), raise_server_exceptions=False) as client:
         client.headers.update(headers)
         yield client
-
-
-@pytest.fixture(scope="module")
-def everything(runs, tmp_path_factory) -> dict:
-    """A checkpoint for each kind of data and of problem."""
-    folder, found = tmp_path_factory.mktemp("served"), {}
-    photos = make_folder(folder / "photos")
-    table = pd.DataFrame({"path": sorted(str(p) for p in photos.rglob("*.*"))})
-    table["binary"] = [p.split(os.sep)[-2] for p in table["path"]]
-    table["multiclass"] = [f"{b}-{i % 2}" for i, b in enumerate(table["binary"])]
-    table["regression"] = np.linspace(0, 1, len(table))
-    for target in TARGETS:
-        found["tabular", target] = runs[target].out / "best.pt"
-        text_run(folder / f"text-{target}", target, epochs=2)
-        found["text", target] = folder / f"text-{target}" / "best.pt"
-        data = DataConfig(data=str(folder / f"{target}.csv"), target=target, image="path")
-        table[["path", target]].to_csv(data.data, index=False)
-        quick_run(folder / f"image-{target}", data=data, epochs=1)
-        found["image", target] = folder / f"image-{target}" / "best.pt"
-    return found
-
-
-def close(a: dict, b: dict) -> bool:
-    if "probabilities" not in a:
-        return a["prediction"] == pytest.approx(b["prediction"], abs=1e-5, rel=1e-6)
-    return a["prediction"] == b["prediction"] and a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-6)
 
 
 @pytest.mark.parametrize("target", TARGETS)
