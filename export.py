@@ -99,19 +99,23 @@ def table_features(known, columns: dict) -> list:
             continue
         raw = columns[name]
         missing = torch.isnan(raw)
+        # As tensors: the exporter makes float32 of a Python number
+        facts = {k: torch.tensor(v, dtype=torch.float64) for k, v in state.items() if k in ("mean", "std", "fill")}
         if state["kind"] == "date":
-            days = torch.where(missing, state["mean"], raw)
-            features.append((days - state["mean"]) / state["std"])
-            for period in (365.2425, 7.0, 1.0) if state["clock"] else (365.2425, 7.0):
+            days = torch.where(missing, facts["mean"], raw)
+            features.append((days - facts["mean"]) / facts["std"])
+            for period in torch.tensor(
+                (365.2425, 7.0, 1.0) if state["clock"] else (365.2425, 7.0), dtype=torch.float64
+            ):
                 # The turn's fraction first: float32, which is all that ONNX runtimes have for sines, then suffices
                 angle = (2 * math.pi * (days / period - torch.floor(days / period))).float()
                 features += [torch.where(missing, 0.0, torch.sin(angle)), torch.where(missing, 0.0, torch.cos(angle))]
         else:
-            numbers = torch.where(missing, state["fill"], raw)
+            numbers = torch.where(missing, facts["fill"], raw)
             if "quantiles" in state:
                 numbers = quantile_scale(numbers, state["quantiles"])
             elif "std" in state:
-                numbers = (numbers - state["mean"]) / state["std"]
+                numbers = (numbers - facts["mean"]) / facts["std"]
             features.append(numbers)
         if state["flag"]:
             features.append(missing)

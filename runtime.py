@@ -42,8 +42,9 @@ class OnnxPipeline(Pipeline):
             import onnxruntime
         except ImportError:
             raise UserError(f"{name} needs another library: pip install onnxruntime.") from None
-        onnxruntime.set_default_logger_severity(3)
+        onnxruntime.set_default_logger_severity(4)
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

@@ -121,9 +121,12 @@ def test_what_cannot_be_exported_or_loaded_is_said(everything, tmp_path):
     assert_refused(command("export.py", "--checkpoint", tmp_path / "none.pt"), "no such checkpoint")
     assert_refused(command("export.py", "--checkpoint", checkpoint, "--output", "m.pt"), "must end in .onnx")
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), tmp_path / "empty.onnx")
+    a, b = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["a"], ["b"])], "other", [a], [b])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "other.onnx")
     sample = checkpoint.parent / "sample.csv"
-    for name, words in (("bad", "no ONNX file"), ("empty", "none that export.py made"), ("gone", "cannot be read")):
+    for name, words in (("bad", "no ONNX file"), ("other", "none that export.py made"), ("gone", "cannot be read")):
         done = command("predict.py", "--checkpoint", tmp_path / f"{name}.onnx", "--input", sample, "--output", "-")
         assert_refused(done, f"{name}.onnx", words)
     assert kind_of(Pipeline.load(checkpoint).preprocessor) == "tabular"

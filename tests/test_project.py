@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,16 +105,27 @@ def test_every_command_in_the_readme_runs(tmp_path):
         (tmp_path / path.name).write_text(path.read_text())
     table_for("regression", 150).rename(columns={"regression": "price"}).to_csv(tmp_path / "table.csv", index=False)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    ran = 0
-    for block in readme_blocks("bash"):
-        for line in block.replace("\\\n", " ").splitlines():
-            if re.search(r"(^|\| )python (train|predict)\.py", line):
-                done = subprocess.run(
-                    ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PATH": path}
-                )
-                assert done.returncode == 0, f"{line}\n{done.stderr}"
-                ran += 1
-    assert ran >= 5
+    ran, served = 0, None
+    try:
+        for block in readme_blocks("bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                options = {"cwd": tmp_path, "text": True, "env": os.environ | {"PATH": path}}
+                if line.startswith("python serve.py"):
+                    served = subprocess.Popen(["bash", "-c", f"exec {line}"], stdout=subprocess.PIPE, **options)
+                    assert "answers at http://127.0.0.1:8000" in served.stdout.readline()
+                elif re.search(r"(^|\| )python (train|predict|export)\.py|^curl", line):
+                    if line.startswith("curl"):
+                        line = line.replace("curl -s", "curl -sf")  # what is no answer is an error
+                        if not shutil.which("curl"):
+                            continue
+                    done = subprocess.run(["bash", "-c", line], capture_output=True, **options)
+                    assert done.returncode == 0, f"{line}\n{done.stderr}"
+                    ran += 1
+    finally:
+        if served:
+            served.kill()
+            served.communicate()
+    assert ran >= 5 and served
     for block in readme_blocks("python"):
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
