@@ -97,8 +97,12 @@ def _check_cell(row: int, name: str, value) -> None:
 
 async def read_json(request):
     """Return the JSON of a request. Raises UserError where it is none."""
+    raw = await request.body()
     try:
-        return json.loads(await request.body(), parse_constant=_no_constant)
+        body = json.loads(raw, parse_constant=_no_constant)
+        if b"\\ud" in raw.lower():  # half of a surrogate pair, which JSON can hold and nothing after it can
+            body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
+        return body
     except (ValueError, RecursionError) as error:
         raise UserError(f"the body is no JSON: {str(error)[:200]}") from None
 
@@ -313,7 +317,7 @@ def make_app(service, key: str = ""):
     async def busy(_, error):
         return refusal(Refused(503, "too many records are waiting: try again in a second."))
 
-    @app.post("/predict", openapi_extra=openapi_parts(service.pipeline))
+    @app.post("/predict")
     async def predict(request: Request):
         """Answer records."""
         known = service.pipeline.preprocessor
@@ -404,6 +408,13 @@ def make_app(service, key: str = ""):
         """Show the page on which to try the model."""
         return HTMLResponse(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
+    def openapi() -> dict:
+        """Describe the model that answers now, which a reload may have changed."""
+        asked = next(route for route in app.routes if route.path == "/predict")
+        asked.openapi_extra, app.openapi_schema = openapi_parts(service.pipeline), None
+        return FastAPI.openapi(app)
+
+    app.openapi = openapi
     paths = {route.path for route in app.routes}
     app.add_middleware(Guard, service=service, key=key, paths=paths)
     return app

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -81,7 +80,8 @@ class Service:
             raise UserError(f"{self.checkpoint}: this model was saved without preprocessing: it cannot be asked.")
         self.pipeline, self.sha256, self.kind = pipeline, sha256, kind_of(pipeline.preprocessor)
         self.profile = Profile(pipeline.profile)
-        self.window: deque[tuple[int, dict]] = deque()
+        self.window: deque[tuple[int, dict]] = deque()  # (records, their counts)
+        self.seen = 0  # records in it
 
     async def run(self) -> None:
         """Answer what is asked, until cancelled."""
@@ -151,20 +151,20 @@ class Service:
             self.metrics.predictions.labels("number").inc(len(answers))
         if self.profile.columns:
             self.window.append((len(frame), self.profile.count(known.measure(frame, inputs))))
-            while sum_of(self.window) - self.window[0][0] >= WINDOW:
-                self.window.popleft()
+            self.seen += len(frame)
+            while self.seen - self.window[0][0] >= WINDOW:
+                self.seen -= self.window.popleft()[0]
         return answers
 
     def drift(self) -> dict:
         """Compare the newest records with the training data, and set the gauge of Prometheus."""
-        window = list(self.window)
-        total: dict[str, np.ndarray] = {}
+        window, total = self.window.copy(), {}
         for _, counts in window:
             add_counts(total, counts)
         columns = self.profile.compare(total)
         for name, state in columns.items():
             self.metrics.psi.labels(name).set(state["psi"])
-        return {"rows": sum_of(window), "window": WINDOW, "columns": columns}
+        return {"rows": sum(rows for rows, _ in window), "window": WINDOW, "columns": columns}
 
     async def reload(self) -> str:
         """Read the checkpoint's file again and answer with it from the next batch on; return its sha256.
@@ -176,10 +176,6 @@ class Service:
         pipeline = await loop.run_in_executor(None, load, self.checkpoint)
         await loop.run_in_executor(self.thread, self._use, pipeline, sha256)  # between two batches
         return sha256
-
-
-def sum_of(window) -> int:
-    return sum(rows for rows, _ in window)
 
 
 def sha256_of(path: str) -> str:

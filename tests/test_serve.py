@@ -274,10 +274,29 @@ def test_reload_swaps_the_model_or_keeps_the_old_one(everything, tmp_path):
         assert client.get("/health").json()["model"] != before
         now = client.post("/predict", json={"records": ["great"]}).json()["predictions"][0]
         assert set(now) == {"prediction"}
+        answer = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]["200"]["content"]
+        assert "probabilities" not in json.dumps(answer)
         checkpoint.write_bytes(b"broken")
         refused = client.post("/reload")
         assert refused.status_code == 409 and "the old model answers on" in refused.json()["detail"]
         assert client.post("/predict", json={"records": ["great"]}).json()["predictions"][0] == now
+
+
+def test_half_a_surrogate_pair_breaks_nothing(everything, tmp_path):
+    """JSON can hold it, and neither UTF-8 nor a database can."""
+    for kind in ("tabular", "text"):
+        example = Pipeline.load(everything[kind, "binary"]).examples[0]
+        column = "city" if kind == "tabular" else "review"
+        with client_of(everything[kind, "binary"], tmp_path / f"{kind}.db") as client:
+
+            def send(path, body, client=client):
+                return client.post(path, content=json.dumps(body)).status_code
+
+            half = "x \ud83d"
+            assert send("/predict", {"records": [example | {column: half}]}) == 200
+            assert send("/predict", {"records": [example | {half: half}]}) == 200
+            assert send("/predict", {"records": [{half: half}]}) == 422
+            assert send("/feedback", {"id": half, "targets": [half]}) == 404
 
 
 def test_metrics_count_what_happened(everything):
