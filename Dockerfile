@@ -19,7 +19,7 @@ COPY --from=installed /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY errors.py cells.py preprocessing.py images.py text.py huggingface.py reader.py drift.py \
-     model.py task.py pipeline.py service.py serve.py predict.py page.html ./
+     model.py task.py pipeline.py runtime.py service.py serve.py predict.py page.html ./
 USER nobody
 EXPOSE 8000
 STOPSIGNAL SIGTERM

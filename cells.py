@@ -44,6 +44,8 @@ def canonical(value) -> str:
 
 def canonical_codes(values: pd.Series) -> tuple[np.ndarray, list[str]]:
     """Return (codes, keys): the canonical spelling of cell i is keys[codes[i]]; each key stands once, in any order."""
+    if values.dtype == object:  # where True and 1 would be one value
+        values = values.map(lambda v: str(v).lower() if isinstance(v, (bool, np.bool_)) else v)
     try:
         raw_codes, raw = pd.factorize(values, use_na_sentinel=False)
     except TypeError:  # lists and dicts from JSON

@@ -79,7 +79,7 @@ def make_network(pipeline):
     if isinstance(model, Bag):
         model.table = GatheredBag(model.table)
     codes = {name for name, values in feed.items() if values.dtype == object}
-    examples = [torch.zeros(2, dtype=torch.int64) if name in codes else torch.from_numpy(np.asarray(values))
+    examples = [torch.zeros(2, dtype=torch.int64) if name in codes else torch.tensor(np.array(values))
                 for name, values in feed.items()]  # fmt: skip
     return Network(), dict(zip(feed, examples, strict=True)), codes
 

@@ -99,6 +99,12 @@ def _open(cell: str | bytes) -> Image.Image:
         raise UserError(f"{name}: no image that can be read ({type(error).__name__}).") from None
 
 
+def count_pixels(cell: str | bytes) -> int:
+    """Return the pixels of an image, read off its header."""
+    with _open(cell) as image:
+        return image.width * image.height
+
+
 def _as_seen(image: Image.Image, channels: int) -> Image.Image:
     """Return what a person sees: turned by its EXIF tag, transparent parts white, 16 bits as 8, grey or RGB."""
     image = ImageOps.exif_transpose(image)

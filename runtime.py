@@ -54,18 +54,15 @@ class OnnxPipeline(Pipeline):
         state = session.get_modelmeta().custom_metadata_map.get("pipeline")
         if not state:
             raise UserError(f"{name}: an ONNX file, but none that export.py made.")
-        state = json.loads(state)
-        pipeline = cls(
-            nn.Identity(),
-            Task(**state["task"]),
-            PREPROCESSORS[state["kind"]](**state["preprocessor"]),
-            examples=state["golden"]["records"],
-            profile=state["profile"],
-        )
+        try:
+            state = json.loads(state)
+            task, preprocessor = Task(**state["task"]), PREPROCESSORS[state["kind"]](**state["preprocessor"])
+            examples, kept, profile = state["golden"]["records"], state["golden"]["answers"], state["profile"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{name}: the file does not fit this version of the code ({error!r}).") from None
+        pipeline = cls(nn.Identity(), task, preprocessor, examples=examples, profile=profile)
         pipeline.session = session
-        pipeline.check_golden(
-            state["golden"]["answers"], pipeline.task.answer(pipeline.ask(pipeline.examples)[1]), name
-        )
+        pipeline.check_golden(kept, task.answer(pipeline.ask(pipeline.examples)[1]), name)
         return pipeline
 
     @classmethod

@@ -26,9 +26,10 @@ from pathlib import Path
 from errors import UserError, did_you_mean, parse_flags, run
 
 MAX_BODY = 32 << 20  # bytes of a request
+MAX_BODIES = 256 << 20  # bytes of all requests that are being answered
 MAX_RECORDS = 1_000  # of a request
 MAX_TEXT = 100_000  # characters of a text, or of any other cell
-MAX_PIXELS = 25_000_000  # of an image
+MAX_PIXELS = 100_000_000  # of the images of a request
 LONGEST_STOP = 30  # seconds in which accepted requests are answered when the service is stopped
 
 
@@ -64,10 +65,13 @@ class Refused(Exception):
 
 
 def read_records(body, kind: str, column: str, columns: list[str]) -> list:
-    """Check what a client sent as JSON and return its records. Raises UserError, naming row and column."""
+    """Check what a client sent as JSON and return its records, without columns that the model does not know.
+
+    Raises UserError, naming row and column.
+    """
     if not isinstance(body, dict) or not isinstance(body.get("records"), list):
         raise UserError('the body is to be JSON of the form {"records": [...]}.')
-    records = body["records"]
+    records, kept = body["records"], []
     if not 1 <= len(records) <= MAX_RECORDS:
         raise UserError(f"records: 1 to {MAX_RECORDS} in a request, not {len(records)}.")
     for row, record in enumerate(records, start=1):
@@ -75,24 +79,28 @@ def read_records(body, kind: str, column: str, columns: list[str]) -> list:
             record = {column: record}
         if not isinstance(record, dict):
             raise UserError(f"row {row}: a record is an object of columns and values, not {type(record).__name__}.")
-        for name, value in record.items():
-            _check_cell(row, name, value)
-        if kind == "image" and not str(record.get(column)).startswith("data:image/"):
-            raise UserError(f"row {row}, column {column!r}: an image is sent as a file, or as data:image/png;base64,…")
         for name in columns:
             if name not in record:
-                others = [c for c in record if c not in columns]
-                raise UserError(f"row {row}, column {name!r} is missing.{did_you_mean(name, others, record)}")
-    return records
+                others = [c for c in record if c not in columns][:50]
+                raise UserError(f"row {row}, column {name!r} is missing.{did_you_mean(name, others, others)}")
+        if kind != "image":
+            record = {name: _cell(row, name, record[name]) for name in columns}
+        elif not str(record[column]).startswith("data:image/"):
+            raise UserError(f"row {row}, column {column!r}: an image is sent as a file, or as data:image/png;base64,…")
+        kept.append({name: record[name] for name in columns})
+    return kept
 
 
-def _check_cell(row: int, name: str, value) -> None:
+def _cell(row: int, name: str, value):
+    """Return a cell of JSON as preprocessing takes it. Raises UserError for one that it does not take."""
     if isinstance(value, (dict, list)):
         raise UserError(f"row {row}, column {name!r}: a cell is a number, a string, true, false or null.")
-    if isinstance(value, str) and len(value) > MAX_TEXT and not value.startswith("data:image/"):
+    if isinstance(value, str) and len(value) > MAX_TEXT:
         raise UserError(f"row {row}, column {name!r}: {len(value):,} characters, at most {MAX_TEXT:,} are read.")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UserError(f"row {row}, column {name!r}: the number is too large.")
+    # Beside an empty cell of another client's, a column of whole numbers becomes one of floats
+    return str(value) if isinstance(value, int) and abs(value) > 2**53 else value
 
 
 async def read_json(request):
@@ -123,6 +131,15 @@ async def read_files(request) -> list[bytes]:
     if not files:
         raise UserError("the form holds no file.")
     return files
+
+
+def check_pixels(cells: list) -> None:
+    """Raise UserError where images, small as files, would be too large in memory, or one is none."""
+    from images import count_pixels
+
+    pixels = sum(map(count_pixels, cells))
+    if pixels > MAX_PIXELS:
+        raise UserError(f"the images have {pixels:,} pixels together, a request at most {MAX_PIXELS:,}.")
 
 
 # ---------------------------------------------------------------- what it may be
@@ -201,6 +218,7 @@ def _json(schema: dict) -> dict:
 _DETAIL = _json({"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]})
 REFUSALS = {
     "401": {"description": "the key is missing or wrong", "content": _DETAIL},
+    "403": {"description": "asked by a page of another site", "content": _DETAIL},
     "413": {"description": f"more than {MAX_BODY} bytes", "content": _DETAIL},
     "422": {"description": "what cannot be read, by row and column", "content": _DETAIL},
     "503": {"description": "too much is waiting: try again after Retry-After seconds", "content": _DETAIL},
@@ -232,12 +250,15 @@ FEEDBACK = {
 
 
 class Guard:
-    """Before and after every request: the key, the size of the body, and the metrics."""
+    """Before and after every request: the key, where it comes from, the size of its body, and the metrics."""
 
     def __init__(self, app, service, key: str, paths: set[str]):
         self.app, self.metrics, self.key, self.paths = app, service.metrics, key.encode(), paths
+        self.bodies = 0  # bytes of the requests that are being answered
 
     async def __call__(self, scope, receive, send):
+        from starlette.requests import ClientDisconnect
+
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         began, status, size = time.perf_counter(), 500, 0
@@ -246,8 +267,11 @@ class Guard:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
+            self.bodies += len(message.get("body", b""))
             if size > MAX_BODY:
                 raise Refused(413, f"a request is at most {MAX_BODY:,} bytes.")
+            if self.bodies > MAX_BODIES:
+                raise Refused(503, "too much is being sent: try again in a second.")
             return message
 
         async def send_and_note(message):
@@ -256,25 +280,37 @@ class Guard:
             await send(message)
 
         try:
-            if not self._may(scope):
+            headers = dict(scope["headers"])
+            if not self._may(scope["path"], headers):
                 raise Refused(401, "the key is missing or wrong: Authorization: Bearer KEY.")
+            if _is_foreign(headers):
+                raise Refused(403, "a page of another site cannot ask this service.")
             await self.app(scope, receive_some, send_and_note)
         except Refused as refused:
             await refusal(refused)(scope, receive, send_and_note)
+        except ClientDisconnect:
+            status = 499  # nobody is left to be answered
         finally:
+            self.bodies -= size
             path = scope["path"] if scope["path"] in self.paths else "other"
             self.metrics.requests.labels(path, status).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
-    def _may(self, scope) -> bool:
-        if not self.key or scope["path"] == "/health":
+    def _may(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        if not self.key or path == "/health":
             return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
+        given = headers.get(b"authorization", b"")
         kind, _, value = given.partition(b" ")
         if kind.lower() == b"basic":
             with contextlib.suppress(ValueError):
                 value = base64.b64decode(value).partition(b":")[2]
         return secrets.compare_digest(value, self.key)
+
+
+def _is_foreign(headers: dict[bytes, bytes]) -> bool:
+    """Tell whether a browser asks for a page of another site, with a key that it may remember for this one."""
+    origin = headers.get(b"origin", b"").partition(b"://")[2]
+    return bool(headers.get(b"origin")) and origin not in (headers.get(b"host"), headers.get(b"x-forwarded-host"))
 
 
 def refusal(refused: Refused):
@@ -327,6 +363,9 @@ def make_app(service, key: str = ""):
             columns = list(known.used) if service.kind == "tabular" else [known.column]
             body = await read_json(request)
             records = read_records(body, service.kind, getattr(known, "column", ""), columns)
+        if service.kind == "image":
+            cells = [record[known.column] if isinstance(record, dict) else record for record in records]
+            await asyncio.to_thread(check_pixels, cells)
         request_id, answers = await service.ask(records)
         return JSONResponse({"id": request_id, "predictions": answers})
 
@@ -347,7 +386,7 @@ def make_app(service, key: str = ""):
         if len(targets) != len(answers):
             raise UserError(f"targets: {len(answers)} of them, one for each record of the request, not {len(targets)}.")
         for row, target in enumerate(targets, start=1):
-            _check_cell(row, "targets", target)
+            _cell(row, "targets", target)
         errors = errors_of(service.pipeline.task, answers, targets)
         service.log.add_targets(body["id"], service.pipeline.task.target, targets, errors)
         return {"kept": len(targets)}
@@ -425,7 +464,7 @@ def live_score(service) -> dict:
 
     The interval of an accuracy is Wilson's (1927), that of a mean absolute error the normal one.
     """
-    count, mean, square = service.log.score()
+    count, mean, square = service.log.score(service.sha256)
     if not count:
         return {"targets": 0}
     if not service.pipeline.task.classes:

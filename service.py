@@ -97,8 +97,8 @@ class Service:
                 self.arrived.clear()
             try:
                 answers = await asyncio.get_running_loop().run_in_executor(self.thread, self._answer_all, batch)
-            except Exception as bug:  # each of these requests fails with it; the next are answered
-                answers = [bug] * len(batch)
+            except Exception as error:  # such as a full disk below the log; the next requests are answered
+                answers = [error] * len(batch)
             self.waiting -= size
             for request, answer in zip(batch, answers, strict=True):
                 if request.future.done():  # the client has left
@@ -119,22 +119,22 @@ class Service:
         return request.id, await request.future
 
     def _answer_all(self, batch: list[Request]) -> list:
-        """Answer requests in one pass; where one of them is bad, each for itself, so that it alone is refused."""
+        """Answer requests in one pass; where that fails, each for itself, so that the bad one alone is refused."""
         self.metrics.batch.observe(sum(len(request.records) for request in batch))
         try:
             answers = iter(self._answer([record for request in batch for record in request.records]))
             parts = [[next(answers) for _ in request.records] for request in batch]
-        except UserError:
+        except Exception:  # a bug that one request meets is not to be met by all others
             parts = [self._answer_one(request) for request in batch]
         if self.log:
             answered = [(r, p) for r, p in zip(batch, parts, strict=True) if isinstance(p, list)]
             self.log.write(answered, self.sha256, getattr(self.pipeline.preprocessor, "column", ""))
         return parts
 
-    def _answer_one(self, request: Request) -> list[dict] | UserError:
+    def _answer_one(self, request: Request) -> list[dict] | Exception:
         try:
             return self._answer(request.records)
-        except UserError as error:
+        except Exception as error:  # raised where the request is waited for
             return error
 
     def _answer(self, records: list) -> list[dict]:
@@ -169,11 +169,15 @@ class Service:
     async def reload(self) -> str:
         """Read the checkpoint's file again and answer with it from the next batch on; return its sha256.
 
-        Raises UserError, and goes on with the old one, where it cannot be loaded or answers its golden rows otherwise.
+        Raises UserError, and goes on with the old one, where it cannot be loaded, answers its golden rows otherwise, or
+        is a model of something else.
         """
-        loop = asyncio.get_running_loop()
+        loop, old = asyncio.get_running_loop(), self.pipeline
         sha256 = await loop.run_in_executor(None, sha256_of, self.checkpoint)
         pipeline = await loop.run_in_executor(None, load, self.checkpoint)
+        was, now = ((kind_of(p.preprocessor), p.task.kind, p.task.target) for p in (old, pipeline))
+        if was != now:
+            raise UserError(f"{self.checkpoint}: of {' '.join(map(str, now))}, and this service is of {' '.join(was)}.")
         await loop.run_in_executor(self.thread, self._use, pipeline, sha256)  # between two batches
         return sha256
 
@@ -203,7 +207,7 @@ class Log:
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
                 "CREATE TABLE IF NOT EXISTS requests (id TEXT, row INTEGER, time REAL, model TEXT, record TEXT,"
                 " answer TEXT, name TEXT, target TEXT, error REAL, PRIMARY KEY (id, row));"
-                "CREATE INDEX IF NOT EXISTS errors ON requests (error) WHERE error IS NOT NULL;"
+                "CREATE INDEX IF NOT EXISTS errors ON requests (model, error) WHERE error IS NOT NULL;"
             )
         except sqlite3.Error as error:
             raise UserError(f"--log {path}: cannot be used as a database ({error}).") from None
@@ -238,11 +242,13 @@ class Log:
                 "UPDATE requests SET name = ?, target = ?, error = ? WHERE id = ? AND row = ?", rows
             )
 
-    def score(self) -> tuple[int, float, float]:
-        """Return (count, mean, mean square) of the errors of all answers whose targets are known."""
+    def score(self, model: str) -> tuple[int, float, float]:
+        """Return (count, mean, mean square) of the errors of a model's answers whose targets are known."""
         with self.lock:
-            query = "SELECT COUNT(*), AVG(error), AVG(error * error) FROM requests WHERE error IS NOT NULL"
-            count, mean, square = self.database.execute(query).fetchone()
+            query = (
+                "SELECT COUNT(*), AVG(error), AVG(error * error) FROM requests WHERE model = ? AND error IS NOT NULL"
+            )
+            count, mean, square = self.database.execute(query, [model]).fetchone()
         return count, mean or 0.0, square or 0.0
 
 

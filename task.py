@@ -119,8 +119,8 @@ class Task:
         if (encoded < 0).any():
             at = int((encoded < 0).argmax())
             raise UserError(
-                f"row {targets.index[at]}, column {self.target!r}: {targets.iloc[at]!r} is no class of the training "
-                f"rows ({', '.join(map(str, self.classes[:10]))})."
+                f"row {targets.index[at]}, column {self.target!r}: {str(targets.iloc[at])!r} is no class of the "
+                f"training rows ({', '.join(map(str, self.classes[:10]))})."
             )
         encoded = torch.from_numpy(encoded)
         return encoded.float() if self.kind == "binary" else encoded

@@ -124,9 +124,17 @@ def test_what_cannot_be_exported_or_loaded_is_said(everything, tmp_path):
     a, b = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab")
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["a"], ["b"])], "other", [a], [b])
     opset = [onnx.helper.make_opsetid("", 18)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "other.onnx")
+    other = onnx.helper.make_model(graph, opset_imports=opset, ir_version=9)
+    onnx.save(other, tmp_path / "other.onnx")
+    onnx.helper.set_model_props(other, {"pipeline": "{}"})
+    onnx.save(other, tmp_path / "old.onnx")
     sample = checkpoint.parent / "sample.csv"
-    for name, words in (("bad", "no ONNX file"), ("other", "none that export.py made"), ("gone", "cannot be read")):
+    for name, words in (
+        ("bad", "no ONNX file"),
+        ("other", "none that export.py made"),
+        ("gone", "cannot be read"),
+        ("old", "does not fit"),
+    ):
         done = command("predict.py", "--checkpoint", tmp_path / f"{name}.onnx", "--input", sample, "--output", "-")
         assert_refused(done, f"{name}.onnx", words)
     assert kind_of(Pipeline.load(checkpoint).preprocessor) == "tabular"

@@ -50,7 +50,7 @@ ALLOWED = {
     "export": {"errors", "model", "pipeline", "runtime"},
     "predict": {"drift", "errors", "images", "pipeline", "reader", "runtime", "text"},
     "service": {"drift", "errors", "images", "pipeline", "preprocessing", "runtime"},
-    "serve": {"errors", "pipeline", "service"},
+    "serve": {"errors", "images", "pipeline", "service"},
 }
 FILES = sorted(ROOT.glob("*.py"))
 
@@ -91,6 +91,23 @@ def test_asking_a_model_needs_neither_scikit_learn_nor_torchmetrics(runs):
 
 def test_names_of_networks_are_read_without_torch():
     assert model_names() == list(MODELS)
+
+
+def test_the_image_holds_all_that_serving_needs():
+    """Docker copies each module that serve.py and predict.py import, and installs the pinned versions."""
+    copied = set(
+        re.findall(r"(\w+)\.py", (ROOT / "Dockerfile").read_text().split("\nCOPY errors.py")[1] + " errors.py")
+    )
+    needed, waiting = set(), ["serve", "predict"]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += imports(ROOT / f"{name}.py") & set(ALLOWED)
+    assert needed <= copied and (ROOT / "page.html").exists()
+    pins = (ROOT / "requirements.txt").read_text().splitlines()
+    small = [line for line in (ROOT / "requirements-serve.txt").read_text().splitlines() if "==" in line]
+    assert small and set(small) <= set(pins)
 
 
 def readme_blocks(language: str) -> list[str]:

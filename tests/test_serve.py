@@ -19,13 +19,14 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, TARGETS, assert_refused, close, command
+from conftest import ROOT, TARGETS, assert_refused, close, command, quick_run
 from fastapi.testclient import TestClient
 from test_images import make_folder
-from test_text import reviews
+from test_text import reviews, text_run
 
 import serve
 import service as service_module
+from config import DataConfig
 from drift import Profile
 from pipeline import Pipeline
 from serve import make_app
@@ -83,6 +84,57 @@ def test_a_crowd_is_answered_in_few_passes_and_each_as_if_alone(everything, monk
     assert all(close(a[1][0], b[1][0]) for a, b in zip(together[: len(good)], alone, strict=True))
     assert "row 1, column 'age': 'old'" in str(together[-2]) and "column 'since'" in str(together[-1])
     assert service.metrics.registry.get_sample_value("unknown_values_total", {"column": "city"}) >= 16
+
+
+def test_a_bug_that_one_request_meets_is_not_met_by_others(everything, monkeypatch):
+    monkeypatch.setattr(service_module, "GATHER", 0.05)
+    service, answer = Service(str(everything["text", "binary"])), Service._answer
+
+    def stumble(self, records):
+        return 1 / 0 if {"review": "stumble"} in records else answer(self, records)
+
+    monkeypatch.setattr(Service, "_answer", stumble)
+
+    async def crowd():
+        worker = asyncio.create_task(service.run())
+        await asyncio.sleep(0)
+        asked = [service.ask([{"review": text}]) for text in ("great", "stumble", "awful")]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        worker.cancel()
+        return found
+
+    good, bad, other = asyncio.run(crowd())
+    assert len(good[1]) == len(other[1]) == 1 and isinstance(bad, ZeroDivisionError)
+
+
+def test_true_and_1_stay_apart_in_one_batch(tmp_path):
+    table = pd.DataFrame({"code": [1, 2, 3, 17] * 30, "n": np.arange(120) % 7, "y": ["a", "b", "a", "a"] * 30})
+    run = quick_run(tmp_path / "run", table, data=DataConfig(target="y", columns=("code=category",)))
+    records = [{"code": True, "n": 1}, {"code": 1, "n": 1}, {"code": None, "n": 1}, {"code": "2", "n": 1}]
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        together = run.pipeline.predict([records[i] for i in order])["probability_a"].to_numpy()
+        alone = [run.pipeline.predict([records[i]])["probability_a"].iloc[0] for i in order]
+        assert np.allclose(together, alone, atol=1e-6)
+
+
+def test_columns_that_the_model_does_not_know_go_no_further():
+    body = {"records": [{"a": 1, "b": None} | {f"extra {i} {j}": 1 for j in range(3)} for i in range(3)]}
+    assert serve.read_records(body, "tabular", "", ["a", "b"]) == [{"a": 1, "b": None}] * 3
+
+
+def test_pages_of_other_sites_cannot_ask(everything):
+    with client_of(everything["text", "binary"]) as client:
+        for origin, status in (("http://evil", 403), ("null", 403), ("http://testserver", 200)):
+            answer = client.post("/predict", json={"records": ["great"]}, headers={"Origin": origin})
+            assert answer.status_code == status
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    """Another model for what everything["text", "binary"] tells."""
+    folder = tmp_path_factory.mktemp("other")
+    text_run(folder / "run", epochs=1, seed=5)
+    return folder / "run" / "best.pt"
 
 
 REFUSED = {
@@ -264,22 +316,29 @@ def test_without_a_log_feedback_is_refused(everything):
         assert client.post("/feedback", json={"id": "x", "targets": []}).status_code == 409
 
 
-def test_reload_swaps_the_model_or_keeps_the_old_one(everything, tmp_path):
-    checkpoint = tmp_path / "best.pt"
+def test_reload_swaps_the_model_or_keeps_the_old_one(everything, other_model, tmp_path):
+    checkpoint, log = tmp_path / "best.pt", tmp_path / "requests.db"
     shutil.copy(everything["text", "binary"], checkpoint)
-    with client_of(checkpoint) as client:
-        before = client.get("/health").json()["model"]
-        shutil.copy(everything["text", "regression"], checkpoint)
+    with client_of(checkpoint, log) as client:
+
+        def ask():
+            return client.post("/predict", json={"records": ["great"]}).json()
+
+        before, old = client.get("/health").json()["model"], ask()
+        shutil.copy(other_model, checkpoint)
         assert client.post("/reload").status_code == 200
-        assert client.get("/health").json()["model"] != before
-        now = client.post("/predict", json={"records": ["great"]}).json()["predictions"][0]
-        assert set(now) == {"prediction"}
-        answer = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]["200"]["content"]
-        assert "probabilities" not in json.dumps(answer)
-        checkpoint.write_bytes(b"broken")
-        refused = client.post("/reload")
-        assert refused.status_code == 409 and "the old model answers on" in refused.json()["detail"]
-        assert client.post("/predict", json={"records": ["great"]}).json()["predictions"][0] == now
+        now = ask()["predictions"]
+        assert client.get("/health").json()["model"] != before and now != old["predictions"]
+        assert client.post("/feedback", json={"id": old["id"], "targets": ["pos"]}).status_code == 200
+        assert client.get("/health").json()["live"] == {"targets": 0}  # that was the old model's answer
+        for write in (
+            lambda: checkpoint.write_bytes(b"broken"),
+            lambda: shutil.copy(everything["text", "regression"], checkpoint),  # another target: another service
+        ):
+            write()
+            refused = client.post("/reload")
+            assert refused.status_code == 409 and "the old model answers on" in refused.json()["detail"]
+            assert ask()["predictions"] == now
 
 
 def test_half_a_surrogate_pair_breaks_nothing(everything, tmp_path):
@@ -385,12 +444,12 @@ def test_kill_9_under_load_loses_no_acknowledged_feedback(everything, tmp_path):
     assert len(told) > 20 and set(told) <= kept
 
 
-def test_stopped_it_answers_what_it_accepted_and_hangup_reloads(everything, tmp_path):
+def test_stopped_it_answers_what_it_accepted_and_hangup_reloads(everything, other_model, tmp_path):
     checkpoint = tmp_path / "best.pt"
     shutil.copy(everything["text", "binary"], checkpoint)
     with running(checkpoint) as (process, address):
         before = json.load(urllib.request.urlopen(address + "/health"))["model"]
-        shutil.copy(everything["text", "regression"], checkpoint)
+        shutil.copy(other_model, checkpoint)
         process.send_signal(signal.SIGHUP)
         deadline = time.time() + 30
         while json.load(urllib.request.urlopen(address + "/health"))["model"] == before:
