@@ -42,8 +42,9 @@ class DataConfig:
     """what to learn from, and what to learn"""
 
     data: str = "breast_cancer"
-    """A csv, tsv, jsonl or parquet file (also .gz), a folder of images or of .txt files (<class>/*, or train, val and
-    test of these), or a bundled example: breast_cancer, wine, diabetes, digits, docstrings."""
+    """A csv, tsv, jsonl or parquet file (also .gz), a log of serve.py (.db), a folder of images or of .txt files
+    (<class>/*, or train, val and test of these), or a bundled example: breast_cancer, wine, diabetes, digits,
+    docstrings."""
     target: str = ""
     """The column to predict. Bundled examples and folders know theirs."""
     image: str = ""

@@ -52,6 +52,14 @@ def test_the_export_answers_as_everything_else(everything, kind, target, tmp_pat
     with TestClient(make_app(Service(str(path)))) as client:
         assert all(map(close, client.post("/predict", json={"records": records}).json()["predictions"], expected))
     pd.testing.assert_frame_equal(exported.predict(records), pipeline.predict(records), rtol=1e-4, atol=1e-5)
+    (tmp_path / "golden.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    source, answers = tmp_path / "golden.jsonl", tmp_path / "answers.csv"
+    done = command("predict.py", "--checkpoint", everything[kind, target], "--input", source, "--output", answers)
+    assert done.returncode == 0, done.stderr
+    told = pd.read_csv(answers, keep_default_na=False).drop(columns="file", errors="ignore")
+    pd.testing.assert_frame_equal(
+        told, pipeline.predict(records).reset_index(drop=True).drop(columns="file", errors="ignore"), check_dtype=False
+    )
     x = pipeline.preprocessor(records)
     np.savez(tmp_path / "feed.npz", **feed_of(pipeline.preprocessor, records, x))
     done = subprocess.run(
