@@ -138,7 +138,7 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         return resolve_paths(records, image, path) if image else records
 
     table = read(paths[0]) if table is None else table
-    if not target and not Path(paths[0]).is_dir() and paths[0].endswith(".db"):
+    if not target and paths[0].endswith(".db"):
         target = str(table.columns[-1])  # a log knows what it was told
     if not (image or text) and (text := _find_text(table, target, config)):
         notes.append(f"--text {text}: it is all that there is to learn from")

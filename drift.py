@@ -39,7 +39,7 @@ class Profile:
         return cls(columns)
 
     def count(self, measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Count newer records in the bins of the training data; such counts can be added."""
+        """Count newer records in the bins of the training data; a `collections.Counter` adds such counts."""
         return {name: _count(values, self.columns[name]) for name, values in measured.items() if name in self.columns}
 
     def compare(self, counts: dict[str, np.ndarray]) -> dict[str, dict]:
@@ -52,12 +52,6 @@ class Profile:
         """
         return {name: _compare(np.array(self.columns[name]["counts"]), new, self.columns[name])
                 for name, new in counts.items() if new.sum()}  # fmt: skip
-
-
-def add_counts(total: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> None:
-    """Add counts to a total, in place."""
-    for name, counts in more.items():
-        total[name] = total[name] + counts if name in total else counts
 
 
 def _count(values: np.ndarray, state: dict) -> np.ndarray:

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin slow do
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from errors import UserError, parse_flags, run
@@ -36,6 +36,8 @@ class Options:
 def make_network(pipeline):
     """Return (module, inputs, codes): raw columns, pixels or ids → (logits, values); two examples of what goes in, by
     name; and the names of those that are strings outside, codes inside."""
+    import copy
+
     import numpy as np
     import torch
     from torch import nn
@@ -44,7 +46,7 @@ def make_network(pipeline):
     from pipeline import kind_of
     from runtime import feed_of
 
-    known, task, model = pipeline.preprocessor, pipeline.task, pipeline.model.eval()
+    known, task, model = pipeline.preprocessor, pipeline.task, copy.deepcopy(pipeline.model).eval()
     kind, example = kind_of(known), (pipeline.examples * 2)[:2]
     feed = feed_of(known, example, known(example))
 
@@ -67,8 +69,7 @@ def make_network(pipeline):
 
         def forward(self, inputs: list):
             if kind == "image":
-                mean, std = (torch.tensor(values)[:, None, None] for values in (known.mean, known.std))
-                x = (inputs[0].float() / 255 - mean) / std
+                x = known.normalise(inputs[0])
             elif kind == "text":
                 x = inputs[0]
             else:
@@ -93,6 +94,8 @@ def table_features(known, columns: dict) -> list:
 
     import torch
 
+    from preprocessing import date_periods
+
     features = []
     for name, state in known.used.items():
         if state["kind"] == "category":
@@ -104,9 +107,7 @@ def table_features(known, columns: dict) -> list:
         if state["kind"] == "date":
             days = torch.where(missing, facts["mean"], raw)
             features.append((days - facts["mean"]) / facts["std"])
-            for period in torch.tensor(
-                (365.2425, 7.0, 1.0) if state["clock"] else (365.2425, 7.0), dtype=torch.float64
-            ):
+            for period in torch.tensor(date_periods(state), dtype=torch.float64):
                 # The turn's fraction first: float32, which is all that ONNX runtimes have for sines, then suffices
                 angle = (2 * math.pi * (days / period - torch.floor(days / period))).float()
                 features += [torch.where(missing, 0.0, torch.sin(angle)), torch.where(missing, 0.0, torch.cos(angle))]
@@ -261,7 +262,7 @@ def export(options: Options) -> None:
     pipeline = Pipeline.load(options.checkpoint)
     if not pipeline.examples:
         raise UserError(f"{options.checkpoint}: it holds no golden rows, against which an export could be checked.")
-    serialized = make_onnx(Pipeline.load(options.checkpoint)).SerializeToString()
+    serialized = make_onnx(pipeline).SerializeToString()
     check(pipeline, OnnxPipeline.from_bytes(serialized, options.output))
     with atomic_write(options.output, "wb") as file:
         file.write(serialized)
@@ -269,7 +270,7 @@ def export(options: Options) -> None:
     if hasattr(pipeline.preprocessor, "segment"):
         beside = Path(options.output).with_suffix(".tokenizer.json")
         with atomic_write(beside) as file:
-            file.write(json.dumps(pipeline.state()["preprocessor"], ensure_ascii=False))
+            file.write(json.dumps(asdict(pipeline.preprocessor), ensure_ascii=False))
         said.append(f"{beside}: from texts to ids")
     print("\n".join(said), file=sys.stdout)
 

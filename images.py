@@ -60,7 +60,7 @@ def resolve_paths(table: pd.DataFrame, column: str, source: str | Path) -> pd.Da
         raise UserError(f"{source}: row {table.index[empty.argmax()]}, column {column!r} is empty: it names no image.")
     # Standard input has no folder: its paths start here
     folder = Path(".") if Path(source).name.startswith("standard input") else Path(source).parent
-    paths = [str(p) if str(p).startswith(DATA_URL) else str(folder / str(p)) for p in table[column]]
+    paths = [str(p) if is_in_memory(p) else str(folder / str(p)) for p in table[column]]
     return table.assign(**{column: paths})
 
 
@@ -72,22 +72,27 @@ def data_url(image: bytes) -> str:
     return f"{DATA_URL}png;base64,{base64.b64encode(image).decode()}"
 
 
+def is_in_memory(cell: str | bytes) -> bool:
+    """Tell bytes and data URLs from paths."""
+    return isinstance(cell, bytes) or str(cell).startswith(DATA_URL)
+
+
 def image_bytes(cell: str | bytes) -> bytes:
     """Return the bytes of an image file: a path, these bytes, or a data URL."""
     if isinstance(cell, bytes):
         return cell
-    return base64.b64decode(cell.partition(",")[2]) if cell.startswith(DATA_URL) else Path(cell).read_bytes()
+    return base64.b64decode(cell.partition(",")[2]) if is_in_memory(cell) else Path(cell).read_bytes()
 
 
 def _name(cell: str | bytes) -> str:
-    return "an image" if isinstance(cell, bytes) or str(cell).startswith(DATA_URL) else str(cell)
+    return "an image" if is_in_memory(cell) else str(cell)
 
 
 def _open(cell: str | bytes) -> Image.Image:
     """Open an image without decoding it. A cell is a path, the bytes of a file, or a data URL."""
     name = _name(cell)
     try:
-        image = Image.open(io.BytesIO(image_bytes(cell)) if name == "an image" else cell)
+        image = Image.open(io.BytesIO(image_bytes(cell)) if is_in_memory(cell) else cell)
         if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # from twice that on, Pillow refuses by itself
             raise Image.DecompressionBombError
         return image
@@ -262,10 +267,14 @@ class ImagePreprocessor:
             examples.append({self.column: data_url(file.getvalue())})
         return examples
 
+    def denormalise(self, x: Tensor) -> Tensor:
+        """Undo `normalise`, to float 0 … 1."""
+        mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (self.mean, self.std))
+        return x * std + mean
+
     def measure(self, records, x: Tensor) -> dict[str, np.ndarray]:
         """Return the brightness of each image, 0 … 1, from its tensor."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return {"brightness": (x * std + mean).mean(dim=(1, 2, 3)).double().numpy()}
+        return {"brightness": self.denormalise(x).mean(dim=(1, 2, 3)).double().numpy()}
 
     @property
     def number_columns(self) -> set[str]:

@@ -141,7 +141,7 @@ def predict(options: Options) -> None:
     data, and, with targets, how good it was."""
     from tqdm import tqdm
 
-    from drift import Profile, add_counts
+    from drift import Profile
     from pipeline import kind_of
     from reader import standard_input
     from runtime import load
@@ -151,7 +151,7 @@ def predict(options: Options) -> None:
     numbers = known.number_columns
     if all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in pipeline.task.classes):
         numbers = numbers | {pipeline.task.target}
-    profile, seen = Profile(pipeline.profile), {}
+    profile, seen = Profile(pipeline.profile), Counter()
     unknown, score, rows = Counter(), Score(pipeline.task), 0
     source = (
         standard_input(known.column if kind == "text" else "")
@@ -165,7 +165,7 @@ def predict(options: Options) -> None:
             writer.write(pipeline.answers(logits, frame))
             unknown.update(known.count_unknown(inputs))
             if profile.columns and rows < DRIFT_ROWS:
-                add_counts(seen, profile.count(known.measure(frame, inputs)))
+                seen.update(profile.count(known.measure(frame, inputs)))
             score.add(logits, frame)
             rows += len(frame)
             bar.update(len(frame))

@@ -157,6 +157,11 @@ def _fit_date(values: pd.Series) -> dict:
     }
 
 
+def date_periods(state: dict) -> tuple[float, ...]:
+    """Days after which features of a date column repeat: a year, a week (that began on a Thursday in 1970), a day."""
+    return (365.2425, 7.0, 1.0) if state["clock"] else (365.2425, 7.0)
+
+
 def _quantile_scale(numbers: np.ndarray, quantiles: list[float]) -> np.ndarray:
     """Map numbers to a standard normal distribution by rank, after scikit-learn's QuantileTransformer.
 
@@ -282,8 +287,7 @@ class TabularPreprocessor:
             missing = np.isnan(raw)
             days = np.where(missing, state["mean"], raw)
             yield (days - state["mean"]) / state["std"]
-            # Seasons repeat: a year of 365.2425 days, a week that began on a Thursday in 1970, a day.
-            for period in (365.2425, 7.0, 1.0) if state["clock"] else (365.2425, 7.0):
+            for period in date_periods(state):
                 angle = 2 * np.pi * days / period
                 yield np.where(missing, 0.0, np.sin(angle))
                 yield np.where(missing, 0.0, np.cos(angle))

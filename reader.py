@@ -382,12 +382,9 @@ def _stream_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
         with _reading(path), contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as log:
             found = log.execute(query)
             while some := found.fetchmany(rows):
-                records = [json.loads(record) for record, _, _ in some]
-                for record, (_, name, target) in zip(records, some, strict=True):
-                    record.pop(name, None)
-                    record[name] = json.loads(target)
-                frame = frame_of(records)
-                yield frame[[c for c in frame if c != some[-1][1]] + [some[-1][1]]]
+                frame = frame_of([json.loads(record) | {name: json.loads(target)} for record, name, target in some])
+                name = some[-1][1]
+                yield frame[[c for c in frame if c != name] + [name]]
     except sqlite3.Error as error:
         raise UserError(f"{path}: no log of requests that can be read ({error}).") from None
 

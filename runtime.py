@@ -27,8 +27,7 @@ def feed_of(preprocessor, records, x: Tensor) -> dict[str, np.ndarray]:
     if kind == "tabular":
         return preprocessor.measure(as_frame(records), x)
     if kind == "image":
-        mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessor.mean, preprocessor.std))
-        return {"image": ((x * std + mean) * 255).round().to(torch.uint8).contiguous().numpy()}
+        return {"image": (preprocessor.denormalise(x) * 255).round().to(torch.uint8).contiguous().numpy()}
     return {"ids": x.numpy()}
 
 

@@ -64,10 +64,10 @@ class Refused(Exception):
 # ---------------------------------------------------------------- what is asked
 
 
-def read_records(body, kind: str, column: str, columns: list[str]) -> list:
+def read_records(body, kind: str, columns: list[str]) -> list[dict]:
     """Check what a client sent as JSON and return its records, without columns that the model does not know.
 
-    Raises UserError, naming row and column.
+    A text or an image may come without its column. Raises UserError, naming row and column.
     """
     if not isinstance(body, dict) or not isinstance(body.get("records"), list):
         raise UserError('the body is to be JSON of the form {"records": [...]}.')
@@ -75,20 +75,24 @@ def read_records(body, kind: str, column: str, columns: list[str]) -> list:
     if not 1 <= len(records) <= MAX_RECORDS:
         raise UserError(f"records: 1 to {MAX_RECORDS} in a request, not {len(records)}.")
     for row, record in enumerate(records, start=1):
-        if column and not isinstance(record, dict):
-            record = {column: record}
+        if kind != "tabular" and not isinstance(record, dict):
+            record = {columns[0]: record}
         if not isinstance(record, dict):
             raise UserError(f"row {row}: a record is an object of columns and values, not {type(record).__name__}.")
         for name in columns:
             if name not in record:
                 others = [c for c in record if c not in columns][:50]
                 raise UserError(f"row {row}, column {name!r} is missing.{did_you_mean(name, others, others)}")
-        if kind != "image":
-            record = {name: _cell(row, name, record[name]) for name in columns}
-        elif not str(record[column]).startswith("data:image/"):
-            raise UserError(f"row {row}, column {column!r}: an image is sent as a file, or as data:image/png;base64,…")
-        kept.append({name: record[name] for name in columns})
+        check = _image if kind == "image" else _cell
+        kept.append({name: check(row, name, record[name]) for name in columns})
     return kept
+
+
+def _image(row: int, name: str, value) -> str:
+    """Return an image as preprocessing takes it from a client: never as a path. Raises UserError for anything else."""
+    if not str(value).startswith("data:image/"):
+        raise UserError(f"row {row}, column {name!r}: an image is sent as a file, or as data:image/png;base64,…")
+    return value
 
 
 def _cell(row: int, name: str, value):
@@ -119,15 +123,15 @@ def _no_constant(name: str):
     raise ValueError(f"{name} is no number of JSON; an empty cell is null")
 
 
-async def read_files(request) -> list[bytes]:
-    """Return the files of a multipart form, whatever their fields are called."""
+async def read_files(request, column: str) -> list[dict]:
+    """Return the files of a multipart form, whatever their fields are called, as records."""
     from starlette.exceptions import HTTPException
 
     try:
         form = await request.form(max_files=MAX_RECORDS, max_fields=0)
     except HTTPException as error:  # of a form that is damaged
         raise UserError(f"the form cannot be read: {error.detail}") from None
-    files = [await file.read() for _, file in form.multi_items()]
+    files = [{column: await file.read()} for _, file in form.multi_items()]
     if not files:
         raise UserError("the form holds no file.")
     return files
@@ -327,6 +331,7 @@ def make_app(service, key: str = ""):
     from fastapi.responses import HTMLResponse, JSONResponse, Response
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+    from pipeline import FORMAT
     from service import Busy, errors_of
 
     started = time.time()
@@ -357,15 +362,13 @@ def make_app(service, key: str = ""):
     async def predict(request: Request):
         """Answer records."""
         known = service.pipeline.preprocessor
+        columns = list(known.used) if service.kind == "tabular" else [known.column]
         if service.kind == "image" and request.headers.get("content-type", "").startswith("multipart/"):
-            records = await read_files(request)
+            records = await read_files(request, *columns)
         else:
-            columns = list(known.used) if service.kind == "tabular" else [known.column]
-            body = await read_json(request)
-            records = read_records(body, service.kind, getattr(known, "column", ""), columns)
+            records = read_records(await read_json(request), service.kind, columns)
         if service.kind == "image":
-            cells = [record[known.column] if isinstance(record, dict) else record for record in records]
-            await asyncio.to_thread(check_pixels, cells)
+            await asyncio.to_thread(check_pixels, [record[known.column] for record in records])
         request_id, answers = await service.ask(records)
         return JSONResponse({"id": request_id, "predictions": answers})
 
@@ -407,7 +410,7 @@ def make_app(service, key: str = ""):
             "model": service.sha256,
             "target": service.pipeline.task.target,
             "task": service.pipeline.task.kind,
-            "version": f"checkpoint format {service.format}",
+            "version": f"checkpoint format {FORMAT}",
             "seconds": round(time.time() - started, 3),
             "waiting": service.waiting,
         }

@@ -1,6 +1,7 @@
 """A model that many ask at once: requests are gathered into one forward pass, counted, logged and watched for drift."""
 
 import asyncio
+import collections
 import hashlib
 import json
 import sqlite3
@@ -15,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from drift import Profile, add_counts
+from drift import Profile
 from errors import UserError
 from images import data_url
-from pipeline import FORMAT, Pipeline, kind_of
+from pipeline import Pipeline, kind_of
 from preprocessing import as_frame
 from runtime import load
 
@@ -36,7 +37,7 @@ class Busy(Exception):
 class Request:
     """What one client wants to know, and what it will be told."""
 
-    records: list
+    records: list[dict]
     future: asyncio.Future
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -72,7 +73,7 @@ class Service:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.log = Log(log) if log else None
         self.queue: deque[Request] = deque()
-        self.waiting, self.format = 0, FORMAT  # records; of the checkpoint
+        self.waiting = 0  # records
         self._use(load(checkpoint), sha256_of(checkpoint))
 
     def _use(self, pipeline: Pipeline, sha256: str) -> None:
@@ -108,7 +109,7 @@ class Service:
                 else:
                     request.future.set_result(answer)
 
-    async def ask(self, records: list) -> tuple[str, list[dict]]:
+    async def ask(self, records: list[dict]) -> tuple[str, list[dict]]:
         """Return (request id, answers) for records. Raises UserError for records that cannot be read, and Busy."""
         if self.waiting and self.waiting + len(records) > MOST_WAITING:
             raise Busy
@@ -128,7 +129,7 @@ class Service:
             parts = [self._answer_one(request) for request in batch]
         if self.log:
             answered = [(r, p) for r, p in zip(batch, parts, strict=True) if isinstance(p, list)]
-            self.log.write(answered, self.sha256, getattr(self.pipeline.preprocessor, "column", ""))
+            self.log.write(answered, self.sha256)
         return parts
 
     def _answer_one(self, request: Request) -> list[dict] | Exception:
@@ -139,7 +140,7 @@ class Service:
 
     def _answer(self, records: list) -> list[dict]:
         pipeline, known = self.pipeline, self.pipeline.preprocessor
-        frame = as_frame(records, getattr(known, "column", ""))
+        frame = as_frame(records)
         inputs, logits = pipeline.ask(frame)
         answers = pipeline.task.answer(logits)
         for column, count in known.count_unknown(inputs).items():
@@ -158,9 +159,9 @@ class Service:
 
     def drift(self) -> dict:
         """Compare the newest records with the training data, and set the gauge of Prometheus."""
-        window, total = self.window.copy(), {}
+        window, total = self.window.copy(), collections.Counter()
         for _, counts in window:
-            add_counts(total, counts)
+            total.update(counts)
         columns = self.profile.compare(total)
         for name, state in columns.items():
             self.metrics.psi.labels(name).set(state["psi"])
@@ -190,12 +191,6 @@ def sha256_of(path: str) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def _plain(record, column: str) -> dict:
-    """Return a record as a dict that JSON can hold."""
-    record = data_url(record) if isinstance(record, bytes) else record
-    return record if isinstance(record, dict) else {column: record}
-
-
 class Log:
     """Answered records and the true targets that came back, in SQLite; what is written is on the disk."""
 
@@ -212,14 +207,11 @@ class Log:
         except sqlite3.Error as error:
             raise UserError(f"--log {path}: cannot be used as a database ({error}).") from None
 
-    def write(self, answered: list[tuple[Request, list[dict]]], model: str, column: str) -> None:
-        """Add the records of some requests and their answers, all in one transaction.
-
-        model: sha256 of the checkpoint.  column: of records that are bare texts or images.
-        """
+    def write(self, answered: list[tuple[Request, list[dict]]], model: str) -> None:
+        """Add the records of requests and their answers, in one transaction. model: sha256 of the checkpoint."""
         now = time.time()
         rows = [
-            (request.id, i, now, model, json.dumps(_plain(record, column)), json.dumps(answer))
+            (request.id, i, now, model, json.dumps(record, default=data_url), json.dumps(answer))
             for request, answers in answered
             for i, (record, answer) in enumerate(zip(request.records, answers, strict=True), start=1)
         ]

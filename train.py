@@ -284,7 +284,7 @@ def _test_predictions(splits, answers):
 
 def _write_run(result: Run, trainer, splits, config: Config) -> None:
     """Write what is known once training is over: test predictions, a sample for predict.py, metrics.json last."""
-    from images import DATA_URL, image_bytes
+    from images import image_bytes, is_in_memory
     from pipeline import atomic_write, weights_sha256
     from preprocessing import spread
 
@@ -295,7 +295,7 @@ def _write_run(result: Run, trainer, splits, config: Config) -> None:
     if splits.image:
         sample.mkdir(exist_ok=True)
         for row, cell in records[splits.image].items():
-            name = f"{row}.png" if cell.startswith(DATA_URL) else f"{row}-{Path(cell).name}"
+            name = f"{row}.png" if is_in_memory(cell) else f"{row}-{Path(cell).name}"
             (sample / name).write_bytes(image_bytes(cell))
     else:
         with atomic_write(sample) as file:

@@ -119,7 +119,7 @@ def test_true_and_1_stay_apart_in_one_batch(tmp_path):
 
 def test_columns_that_the_model_does_not_know_go_no_further():
     body = {"records": [{"a": 1, "b": None} | {f"extra {i} {j}": 1 for j in range(3)} for i in range(3)]}
-    assert serve.read_records(body, "tabular", "", ["a", "b"]) == [{"a": 1, "b": None}] * 3
+    assert serve.read_records(body, "tabular", ["a", "b"]) == [{"a": 1, "b": None}] * 3
 
 
 def test_pages_of_other_sites_cannot_ask(everything):
