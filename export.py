@@ -205,7 +205,7 @@ def make_onnx(pipeline):
     for put in graph.input:
         name = next(n for n, short in names.items() if short == put.name)
         if name in codes:  # strings → codes, before anything else
-            values = pipeline.preprocessor.categories[name]["values"]
+            values = pipeline.preprocessor.categories[name]["values"] or ["\0"]  # it takes no empty list
             attributes = {"keys_strings": values, "values_int64s": range(1, len(values) + 1), "default_int64": 0}
             graph.node.insert(
                 0, helper.make_node("LabelEncoder", [name], [put.name], domain="ai.onnx.ml", **attributes)

@@ -99,6 +99,15 @@ def test_sequences_and_ranks_are_exported_too(tmp_path):
     pd.testing.assert_frame_equal(exported.predict(table), pipeline.predict(table), rtol=1e-4, atol=1e-5)
 
 
+def test_a_category_of_which_nothing_is_frequent_is_exported(tmp_path):
+    table = pd.DataFrame({"code": [f"c{i}" for i in range(120)], "n": np.arange(120) % 7, "y": ["a", "b"] * 60})
+    run = quick_run(tmp_path / "run", table, data=DataConfig(target="y", columns=("code=category",)), epochs=1)
+    assert run.pipeline.preprocessor.categories["code"]["values"] == []
+    export(Options(str(tmp_path / "run" / "best.pt"), str(tmp_path / "m.onnx")))
+    asked = OnnxPipeline.load(tmp_path / "m.onnx").predict(table)
+    pd.testing.assert_frame_equal(asked, run.pipeline.predict(table), rtol=1e-4, atol=1e-5)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(-5, 5), min_size=2, max_size=30), st.floats(-6, 6))
 def test_ranks_of_the_export_are_those_of_training(values, asked):
