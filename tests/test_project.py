@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -122,14 +123,16 @@ def test_every_command_in_the_readme_runs(tmp_path):
         (tmp_path / path.name).write_text(path.read_text())
     table_for("regression", 150).rename(columns={"regression": "price"}).to_csv(tmp_path / "table.csv", index=False)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])  # 8000 may be taken on this machine
     ran, served = 0, None
     try:
         for block in readme_blocks("bash"):
-            for line in block.replace("\\\n", " ").splitlines():
+            for line in block.replace("\\\n", " ").replace("8000", port).splitlines():
                 options = {"cwd": tmp_path, "text": True, "env": os.environ | {"PATH": path}}
                 if line.startswith("python serve.py"):
                     served = subprocess.Popen(["bash", "-c", f"exec {line}"], stdout=subprocess.PIPE, **options)
-                    assert "answers at http://127.0.0.1:8000" in served.stdout.readline()
+                    assert f"answers at http://127.0.0.1:{port}" in served.stdout.readline()
                 elif re.search(r"(^|\| )python (train|predict|export)\.py|^curl", line):
                     if line.startswith("curl"):
                         line = line.replace("curl -s", "curl -sf")  # what is no answer is an error
@@ -146,3 +149,17 @@ def test_every_command_in_the_readme_runs(tmp_path):
     for block in readme_blocks("python"):
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+def test_both_readmes_say_the_same():
+    """The same blocks and headings in the same order, as many table rows, and the same things named in code."""
+
+    def skeleton(name: str) -> list:
+        text = (ROOT / name).read_text()
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        headings = re.findall(r"^#+ ", prose, flags=re.MULTILINE)
+        rows = re.findall(r"^\| ", prose, flags=re.MULTILINE)
+        named = set(re.findall(r"`[^`]+`", " ".join(prose.split())))
+        return [re.findall(r"```.*?```", text, flags=re.DOTALL), headings, len(rows), named]
+
+    assert skeleton("README.md") == skeleton("README.ko.md")
