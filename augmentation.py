@@ -71,12 +71,10 @@ class Augmentation:
         sides = 0.2 + 0.2 * torch.rand(2, n)  # share of the side
         starts = torch.rand(2, n) * (1 - sides)
         hit = torch.rand(n) < self.erase
+        begin, end = starts[..., None], (starts + sides)[..., None]
         rows, columns = torch.arange(height) / height, torch.arange(width) / width
-        inside = [
-            (at >= s[:, None]) & (at < (s + d)[:, None])
-            for at, s, d in zip((rows, columns), starts, sides, strict=True)
-        ]
-        mask = (inside[0][:, :, None] & inside[1][:, None, :] & hit[:, None, None])[:, None]  # (N, 1, H, W)
+        rows, columns = (rows >= begin[0]) & (rows < end[0]), (columns >= begin[1]) & (columns < end[1])
+        mask = (rows[:, :, None] & columns[:, None, :] & hit[:, None, None])[:, None]  # (N, 1, H, W)
         return torch.where(mask.to(images.device), images.mean(dim=(1, 2, 3), keepdim=True), images)
 
 
@@ -115,10 +113,9 @@ def contact_sheet(images: Tensor, columns: int = 8) -> Image.Image:
     images = images.round().clamp(0, 255).to(torch.uint8).cpu()
     n, channels, height, width = images.shape
     rows, gap = math.ceil(n / columns), 1
-    sheet = torch.full((channels, rows * (height + gap), columns * (width + gap)), 255, dtype=torch.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
-        sheet[:, top : top + height, left : left + width] = image
-    picture = Image.fromarray(np.asarray(sheet[0] if channels == 1 else sheet.permute(1, 2, 0)))
+    cells = F.pad(images, (0, gap, 0, gap, 0, 0, 0, rows * columns - n), value=255)
+    sheet = cells.view(rows, columns, channels, height + gap, width + gap).permute(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(rows * (height + gap), columns * (width + gap), channels)
+    picture = Image.fromarray(np.asarray(sheet.squeeze(2)))
     zoom = max(1, 64 // height)
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

@@ -107,9 +107,11 @@ def to_booleans(values: pd.Series) -> np.ndarray:
     return numbers
 
 
-def date_format(text: pd.Series) -> str:
+def date_format(values: pd.Series) -> str:
     """Return the first of DATE_FORMATS that fits every cell, or ""."""
-    text = text.dropna().drop_duplicates()
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return "ISO8601"
+    text = to_text(values.dropna().drop_duplicates()).dropna().drop_duplicates()
     looks_like_date = text.str.contains(r"\d.*[-/.:년 ].*\d", regex=True)
     if text.empty or not looks_like_date.all():
         return ""

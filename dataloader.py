@@ -1,6 +1,5 @@
 """Records → train, validation and test splits → batches."""
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from augmentation import Augmentation
-from cells import canonical_codes, date_format, to_days, to_text
+from cells import canonical_codes, date_format, to_days
 from config import BUNDLED, DataConfig
 from errors import UserError, did_you_mean, naming
-from images import ENDINGS, ImagePreprocessor, PixelCache, digits_folder, is_image_file, resolve_paths
+from images import ENDINGS, digits_folder, is_image_file, resolve_paths
 from preprocessing import infer_kind as infer_column
 from preprocessing import rows_per_pass
 from reader import FILE, LABEL, is_text_file, read_class_folders, read_table, read_text_file
@@ -79,8 +77,7 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
                 raise UserError(f"{sources[i]}: column {missing[0]!r} is missing.{hint}")
             tables[i] = _usable(tables[i][first.columns], target, config, notes, sources[i])
     del first
-    tables[0] = _usable(tables[0], target, config, notes, sources[0])
-    test, val, table = tables.pop(), tables.pop(), tables.pop()
+    test, val, table = tables.pop(), tables.pop(), _usable(tables.pop(), target, config, notes, sources[0])
     kind = infer_kind(table[target]) if config.task == "auto" else config.task
     shares = {"val": config.val_split if val is None else 0.0, "test": config.test_split if test is None else 0.0}
     train_rows, val_rows, test_rows = split_rows(table, target, kind, config, shares, seed)
@@ -106,12 +103,8 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
 def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
     """Read what the flags name: ([all or train records, validation or None, test or None], what each is called,
     the target, the column of images or "", the column of texts or "")."""
-    paths, target, image, text = (
-        [config.data, config.val_data, config.test_data],
-        config.target,
-        config.image,
-        config.text,
-    )
+    paths = [config.data, config.val_data, config.test_data]
+    target, image, text = config.target, config.image, config.text
     if table is not None:
         paths[0] = "table"
         table = table.set_axis([str(name) for name in table.columns], axis=1)
@@ -201,16 +194,16 @@ def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source:
         raise UserError(f"--target is needed: which column of {source} is to be predicted?{did_you_mean('', names)}")
     if table.columns.has_duplicates:
         raise UserError(f"{source}: column {table.columns[table.columns.duplicated()][0]!r} is there twice.")
-    wanted = {"--target": [target]} | {f"--{n}": [getattr(config, n)] for n in ("image", "text", "group", "time")}
-    for flag, columns in {**wanted, "--columns": list(config.column_kinds())}.items():
-        for name in columns:
-            if name and name not in names:
-                raise UserError(f"{flag} {name}: no such column in {source}.{did_you_mean(name, names)}")
-    if target in config.column_kinds():
+    used = {f"--{flag}": getattr(config, flag) for flag in ("image", "text", "group", "time")}
+    kinds = config.column_kinds()
+    for flag, name in [("--target", target), *used.items(), *(("--columns", name) for name in kinds)]:
+        if name and name not in names:
+            raise UserError(f"{flag} {name}: no such column in {source}.{did_you_mean(name, names)}")
+    if target in kinds:
         raise UserError(f"--columns {target}=…: {target} is the target; its kind is given with --task.")
-    for name in ("image", "text", "group", "time"):
-        if getattr(config, name) == target:
-            raise UserError(f"--{name} {target} is the target: it cannot be used in another way as well.")
+    for flag, name in used.items():
+        if name == target:
+            raise UserError(f"{flag} {target} is the target: it cannot be used in another way as well.")
     if len(names) == 1:
         raise UserError(f"{source} has the one column {names[0]!r}: there is nothing to predict it from.")
 
@@ -296,8 +289,7 @@ def _split_by_time(values: pd.Series, sizes: dict[str, int]) -> tuple[np.ndarray
     if pd.api.types.is_numeric_dtype(values.dtype):
         moments = values.to_numpy(dtype=np.float64)
     else:
-        is_date = pd.api.types.is_datetime64_any_dtype(values.dtype)
-        form = "ISO8601" if is_date else date_format(to_text(values))
+        form = date_format(values)
         if not form:
             raise UserError(
                 f"--time {values.name}: row {values.index[0]} is {values.iloc[0]!r}, no date and no number."
@@ -380,8 +372,14 @@ def choose_batch_size(rows: int) -> int:
     return min(1024, max(32, 2 ** round(math.log2(max(1, rows / 20)))))
 
 
-def _loaders(splits: Splits, task: Task, batch_size: int, inputs_of, finish_training=_as_is, finish=_as_is):
-    """Return the loaders of the three splits; `inputs_of` turns records into a tensor, `finish…` completes a batch."""
+def make_loaders(
+    splits: Splits, inputs_of, task: Task, batch_size: int, *, finish_training=_as_is, finish=_as_is
+) -> tuple[DataLoader, DataLoader, DataLoader]:
+    """Return the loaders of the train (shuffled), validation and test splits.
+
+    inputs_of: records → a tensor, or Ragged texts.  batch_size: 0 = see `choose_batch_size`.
+    finish_training, finish: complete a batch of (inputs, targets) of the training split, and of the others.
+    """
     batch_size = batch_size or choose_batch_size(len(splits.train))
     loaders = []
     parts = zip((splits.train, splits.val, splits.test), splits.sources, (True, False, False), strict=True)
@@ -391,36 +389,3 @@ def _loaders(splits: Splits, task: Task, batch_size: int, inputs_of, finish_trai
         size, last = (batch_size, finish_training) if training else (rows_per_pass(inputs), finish)
         loaders.append(make_loader(inputs, targets, size, shuffle=training, finish=last))
     return tuple(loaders)
-
-
-def make_loaders(
-    splits: Splits, preprocessor, task: Task, batch_size: int
-) -> tuple[DataLoader, DataLoader, DataLoader]:
-    """Return the loaders of the train (shuffled), validation and test splits of tables or texts.
-
-    batch_size 0: see `choose_batch_size`.
-    """
-    return _loaders(splits, task, batch_size, getattr(preprocessor, "ids", preprocessor))  # texts stay ragged
-
-
-def make_image_loaders(
-    splits: Splits,
-    preprocessor: ImagePreprocessor,
-    task: Task,
-    batch_size: int,
-    *,
-    cache: PixelCache,
-    augmentation: Augmentation | None,
-    device: torch.device,
-) -> tuple[DataLoader, DataLoader, DataLoader]:
-    """As `make_loaders`, of images: the pixels stay bytes, and a batch is moved to the device, augmented (in training
-    alone) and normalised there as one."""
-
-    def pixels_of(records: pd.DataFrame) -> Tensor:
-        return cache.get(records, preprocessor.column, preprocessor.size, preprocessor.channels)[0]
-
-    def finish(batch, change=_as_is):
-        return preprocessor.normalise(change(batch[0].to(device, non_blocking=True))), batch[1]
-
-    finish_training = functools.partial(finish, change=augmentation) if augmentation else finish
-    return _loaders(splits, task, batch_size, pixels_of, finish_training, finish)

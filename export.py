@@ -73,9 +73,13 @@ def make_network(pipeline):
             elif kind == "text":
                 x = inputs[0]
             else:
-                x = torch.stack(table_features(known, dict(zip(feed, inputs, strict=True))), dim=1)
+                columns = dict(zip(feed, inputs, strict=True))
+                features = [x for _, x in known.features(lambda name, _: columns[name], torch, quantile_scale)]
+                features += [columns[name] for name in known.categories]
+                x = torch.stack([feature.float() for feature in features], dim=1)
             logits = self.model(x)
-            return logits, task.activate(logits).float()
+            values = task.activate(logits).float()
+            return (logits, values, values.argmax(dim=1)) if task.classes else (logits, values[:, 0])
 
     if isinstance(model, Bag):
         model.table = GatheredBag(model.table)
@@ -85,86 +89,33 @@ def make_network(pipeline):
     return Network(), dict(zip(feed, examples, strict=True)), codes
 
 
-def table_features(known, columns: dict) -> list:
-    """Return the features of a table's preprocessor, each (N,), as operations on its raw columns.
-
-    The same as TabularPreprocessor does with numpy; the check of the export holds them together.
-    """
-    import math
-
-    import torch
-
-    from preprocessing import date_periods
-
-    features = []
-    for name, state in known.used.items():
-        if state["kind"] == "category":
-            continue
-        raw = columns[name]
-        missing = torch.isnan(raw)
-        # As tensors: the exporter makes float32 of a Python number
-        facts = {k: torch.tensor(v, dtype=torch.float64) for k, v in state.items() if k in ("mean", "std", "fill")}
-        if state["kind"] == "date":
-            days = torch.where(missing, facts["mean"], raw)
-            features.append((days - facts["mean"]) / facts["std"])
-            for period in torch.tensor(date_periods(state), dtype=torch.float64):
-                # The turn's fraction first: float32, which is all that ONNX runtimes have for sines, then suffices
-                angle = (2 * math.pi * (days / period - torch.floor(days / period))).float()
-                features += [torch.where(missing, 0.0, torch.sin(angle)), torch.where(missing, 0.0, torch.cos(angle))]
-        else:
-            numbers = torch.where(missing, facts["fill"], raw)
-            if "quantiles" in state:
-                numbers = quantile_scale(numbers, state["quantiles"])
-            elif "std" in state:
-                numbers = (numbers - facts["mean"]) / facts["std"]
-            features.append(numbers)
-        if state["flag"]:
-            features.append(missing)
-    features += [columns[name] for name in known.categories]
-    return [feature.float() for feature in features]
-
-
 def quantile_scale(numbers, quantiles: list[float]):
     """Do as `preprocessing._quantile_scale` in operations that ONNX has."""
     import numpy as np
     import torch
 
-    grid, levels = np.asarray(quantiles), np.linspace(0, 1, len(quantiles))
-    values, first = np.unique(grid, return_index=True)
-    last = len(grid) - 1 - np.unique(grid[::-1], return_index=True)[1]
-    # A value that fills several quantiles stands in their middle; between two values the line starts and ends at the
-    # levels next to it
-    low, high, middle = (torch.from_numpy(v) for v in (levels[first], levels[last], (levels[first] + levels[last]) / 2))
-    points = torch.from_numpy(values)
-    at = (numbers[:, None] >= points).sum(dim=1) - 1  # the last point that is not larger
-    left, right = at.clamp(0, len(values) - 1), (at + 1).clamp(0, len(values) - 1)
-    width = torch.where(points[right] > points[left], points[right] - points[left], 1.0)
-    share = ((numbers - points[left]) / width).clamp(0, 1)
-    rank = torch.where(numbers == points[left], middle[left], high[left] + share * (low[right] - high[left]))
-    rank = torch.where(at < 0, 0.0, torch.where(numbers > points[-1], 1.0, rank))
+    levels = np.linspace(0, 1, len(quantiles))
+    values, first, count = np.unique(quantiles, return_index=True, return_counts=True)
+    # The rank rises in ramps between the values, and by a jump at a value that fills several quantiles, which itself
+    # stands in the middle
+    jumps = torch.from_numpy(levels[first + count - 1] - levels[first])
+    rises = torch.from_numpy(levels[first[1:]] - levels[first[1:] - 1])
+    points, numbers = torch.from_numpy(values), numbers[:, None]
+    ramps = ((numbers - points[:-1]) / points.diff()).clamp(0, 1)
+    steps = ((numbers > points).double() + (numbers >= points).double()) / 2
+    rank = (ramps * rises).sum(dim=1) + (steps * jumps).sum(dim=1)
     return normal_quantile(rank.clamp(1e-4, 1 - 1e-4))
 
 
 def normal_quantile(p):
-    """The quantile function of the standard normal distribution (Wichura, "Algorithm AS 241", 1988)."""
+    """The quantile function of the standard normal distribution, to 7 digits (Wichura, "Algorithm AS 241", 1988)."""
     import torch
 
-    a = (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
-         4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4,
-         2.5090809287301226727e3)  # fmt: skip
-    b = (1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3, 2.1213794301586595867e4,
-         3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3)  # fmt: skip
-    c = (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0, 3.64784832476320460504e0,
-         1.27045825245236838258e0, 2.41780725177450611770e-1, 2.27238449892691845833e-2,
-         7.74545014278341407640e-4)  # fmt: skip
-    d = (1.0, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1,
-         1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4,
-         1.05075007164441684324e-9)  # fmt: skip
+    a, b = (3.3871327179, 50.434271938, 159.29113202, 59.10937472), (1.0, 17.895169469, 78.757757664, 67.1875636)
+    c, d = (1.4234372777, 2.75681539, 1.3067284816, 0.17023821103), (1.0, 0.7370016425, 0.12021132975)
 
     def ratio(top, bottom, x):
-        over, under = torch.zeros_like(x), torch.zeros_like(x)
-        for t, u in zip(reversed(top), reversed(bottom), strict=True):
-            over, under = over * x + t, under * x + u
+        over, under = (sum(k * x**i for i, k in enumerate(terms)) for terms in (top, bottom))
         return over / under
 
     q = p - 0.5
@@ -194,7 +145,7 @@ def make_onnx(pipeline):
             network.eval(),
             (list(inputs.values()),),
             input_names=list(names.values()),
-            output_names=["logits", "values"],
+            output_names=["logits", "probabilities", "label"] if pipeline.task.classes else ["logits", "prediction"],
             dynamic_shapes=(shapes,),
             opset_version=OPSET,
             dynamo=True,
@@ -214,22 +165,13 @@ def make_onnx(pipeline):
         else:
             graph.node.insert(0, helper.make_node("Identity", [name], [put.name]))
             put.name = name
-    if task.classes:
-        labels = helper.make_tensor(
-            "labels", TensorProto.STRING, [len(task.classes)], [str(c).encode() for c in task.classes]
-        )
-        graph.initializer.append(labels)
-        graph.node.append(helper.make_node("Identity", ["values"], ["probabilities"]))
-        graph.node.append(helper.make_node("ArgMax", ["values"], ["best"], axis=1, keepdims=0))
+    if task.classes:  # indices → labels, after all else
+        labels = [str(c).encode() for c in task.classes]
+        graph.initializer.append(helper.make_tensor("labels", TensorProto.STRING, [len(labels)], labels))
+        last = next(node for node in graph.node if "label" in node.output)
+        last.output[:] = ["best"]
         graph.node.append(helper.make_node("Gather", ["labels", "best"], ["label"]))
-        new = [("probabilities", TensorProto.FLOAT, ["N", len(task.classes)]), ("label", TensorProto.STRING, ["N"])]
-    else:
-        graph.node.append(helper.make_node("Squeeze", ["values", "one"], ["prediction"]))
-        graph.initializer.append(helper.make_tensor("one", TensorProto.INT64, [1], [1]))
-        new = [("prediction", TensorProto.FLOAT, ["N"])]
-    kept = [output for output in graph.output if output.name == "logits"]
-    del graph.output[:]
-    graph.output.extend([*(helper.make_tensor_value_info(*info) for info in new), *kept])
+        graph.output[2].CopyFrom(helper.make_tensor_value_info("label", TensorProto.STRING, ["N"]))
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
     helper.set_model_props(model, {"pipeline": json.dumps(pipeline.state())})
     onnx.checker.check_model(model)

@@ -245,11 +245,9 @@ class ImagePreprocessor:
 
     def pixels(self, records) -> Tensor:
         """Decode records into uint8 pixels (N, channels, size, size)."""
-        frame = as_frame(records, self.column)
-        if self.column not in frame:
-            raise UserError(f"column {self.column!r} is missing.{did_you_mean(self.column, frame.columns)}")
+        cells = as_frame(records, self.column)[self.column]
         with ThreadPoolExecutor() as pool:
-            parts = list(pool.map(lambda cell: read_pixels(cell, self.size, self.channels), frame[self.column]))
+            parts = list(pool.map(lambda cell: read_pixels(cell, self.size, self.channels), cells))
         return torch.from_numpy(np.stack(parts)) if parts else torch.empty(0, self.channels, self.size, self.size)
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -275,10 +273,6 @@ class ImagePreprocessor:
     def measure(self, records, x: Tensor) -> dict[str, np.ndarray]:
         """Return the brightness of each image, 0 … 1, from its tensor."""
         return {"brightness": self.denormalise(x).mean(dim=(1, 2, 3)).double().numpy()}
-
-    @property
-    def number_columns(self) -> set[str]:
-        return set()
 
     def count_unknown(self, x: Tensor) -> dict[str, int]:
         return {}

@@ -7,7 +7,7 @@ import os
 import pickle
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -104,17 +104,6 @@ class Pipeline:
         self.model, self.task, self.preprocessor = model, task, preprocessor
         self.network, self.config, self.examples = network, config or {}, (examples or [])[:GOLDEN_ROWS]
         self.profile = profile or {}
-
-    @classmethod
-    def build(cls, name: str, options: dict, task: Task, preprocessor, **kept) -> "Pipeline":
-        """Make the network called `name` (auto: the one for this kind of data) with fresh weights.
-
-        options: the model flags.  kept: `config`, `examples` and `profile`.
-        """
-        if name == "auto":
-            name = DEFAULT_MODELS[kind_of(preprocessor)]
-        facts = {**preprocessor.model_args, "out_features": task.out_features, **options}
-        return cls(build_model(name, facts), task, preprocessor, network={"name": name, "facts": facts}, **kept)
 
     @property
     def device(self) -> torch.device:
@@ -217,35 +206,36 @@ class Pipeline:
         Raises UserError where the file is no whole checkpoint of ours, or a golden row is answered differently.
         """
         state = read_checkpoint(path)
+        if model is None and state["network"] is None:
+            raise UserError(f"{path}: the network is not in MODELS: hand it over, Pipeline.load(…, model=…).")
+        pipeline = cls.of_state(state, path, lambda: build_model(**state["network"]) if model is None else model)
         try:
-            task = Task(**state["task"])
-            preprocessor = PREPROCESSORS[state["kind"]](**state["preprocessor"]) if state["kind"] else None
-            if model is None:
-                if state["network"] is None:
-                    raise UserError(f"{path}: the network is not in MODELS: hand it over, Pipeline.load(…, model=…).")
-                model = build_model(state["network"]["name"], state["network"]["facts"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: the checkpoint does not fit this version of the code ({error!r}).") from None
-        try:
-            model.load_state_dict(state["state_dict"])
+            pipeline.model.load_state_dict(state["state_dict"])
         except RuntimeError as error:
             raise UserError(f"{path}: the weights do not fit the network in model.py ({error}).") from None
-        golden = state["golden"]
-        pipeline = cls(
-            model,
-            task,
-            preprocessor,
-            network=state["network"],
-            config=state["config"],
-            examples=golden["records"],
-            profile=state.get("profile"),  # runs of before there were profiles have none
-        )
-        pipeline.check_golden(golden["answers"], pipeline._golden(state["state_dict"])["answers"], path)
+        pipeline.check_golden(state, path)
         return pipeline
 
-    def check_golden(self, kept: list[dict], now: list[dict], path: str | Path) -> None:
+    @classmethod
+    def of_state(cls, state: dict, path: str | Path, make_model: Callable[[], nn.Module]) -> "Pipeline":
+        """Make again the pipeline whose `state` the file `path` holds, around a model without its weights."""
+        try:
+            return cls(
+                make_model(),
+                Task(**state["task"]),
+                PREPROCESSORS[state["kind"]](**state["preprocessor"]) if state["kind"] else None,
+                network=state.get("network"),
+                config=state["config"],
+                examples=state["golden"]["records"],
+                profile=state.get("profile"),  # runs of before there were profiles have none
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: the file does not fit this version of the code ({error!r}).") from None
+
+    def check_golden(self, state: dict, path: str | Path) -> None:
         """Raise UserError where the examples are answered otherwise than when `path` was saved."""
-        for row, (before, after) in enumerate(zip(kept, now, strict=True), start=1):
+        now = self.task.answer(self.ask(self.examples)[1]) if self.examples else []
+        for row, (before, after) in enumerate(zip(state["golden"]["answers"], now, strict=True), start=1):
             if not _same_answer(before, after):
                 raise UserError(
                     f"{path}: golden row {row} was answered {before} when the file was saved and {after} now: "

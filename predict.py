@@ -108,7 +108,7 @@ def open_output(path: str, source: str):
         writer.close()
 
 
-def read_inputs(path: str, kind: str, preprocessor, numbers: set[str]):
+def read_inputs(path: str, kind: str, preprocessor, task):
     """Yield pieces of a table, of which one may be as large as they come; for images and texts, of what a folder or
     glob holds, of one image, of a .txt with a text in each line, or of a table."""
     import pandas as pd
@@ -118,7 +118,8 @@ def read_inputs(path: str, kind: str, preprocessor, numbers: set[str]):
     from text import TEXTS_AT_ONCE
 
     if kind == "tabular":
-        yield from read_chunks(path, numbers=numbers)
+        plain = all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in task.classes)
+        yield from read_chunks(path, numbers=preprocessor.number_columns | ({task.target} if plain else set()))
         return
     column, rows = preprocessor.column, IMAGES_AT_ONCE if kind == "image" else TEXTS_AT_ONCE
     if kind == "image" and is_image_file(Path(path)):
@@ -148,9 +149,6 @@ def predict(options: Options) -> None:
 
     pipeline = load(options.checkpoint).to(options.device)
     known, kind = pipeline.preprocessor, kind_of(pipeline.preprocessor)
-    numbers = known.number_columns
-    if all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in pipeline.task.classes):
-        numbers = numbers | {pipeline.task.target}
     profile, seen = Profile(pipeline.profile), Counter()
     unknown, score, rows = Counter(), Score(pipeline.task), 0
     source = (
@@ -159,7 +157,7 @@ def predict(options: Options) -> None:
         else contextlib.nullcontext(options.input)
     )
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
-        for frame in read_inputs(path, kind, known, numbers):
+        for frame in read_inputs(path, kind, known, pipeline.task):
             with naming(path):
                 inputs, logits = pipeline.ask(frame)
             writer.write(pipeline.answers(logits, frame))

@@ -5,7 +5,9 @@ Scikit-learn finds the statistics; what is kept of it are plain numbers, and a f
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from errors import UserError, did_you_mean
 
 # A number that says more than its value: 1,234 · $12 · 12 kg · 45% · 3 000 €
 DRESSED_NUMBER = re.compile(r"[^\w\s.+-]?\s*[+-]?\d[\d,. ']*\s*([^\W\d_]{1,6}[²³]?|%|[$€£¥₩])?")
+PERIODS = {"year": 365.2425, "weekday": 7.0, "hour": 1.0}  # days after which features of a date repeat
 DISTINCT_FEW = 20  # a column with no more values than this is a category even where some look like numbers
 
 
@@ -34,12 +37,14 @@ def spread(records: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def as_frame(records, column: str = "") -> pd.DataFrame:
     """Return records as a DataFrame: a DataFrame, a dict or a list of dicts, or the bare cells of one `column` (texts,
-    or images as paths or bytes). Rows of a list count from 1."""
-    if isinstance(records, pd.DataFrame):
-        return records
-    records = [records] if isinstance(records, (dict, str, bytes)) else list(records)
-    frame = frame_of([{column: record} if column and not isinstance(record, dict) else record for record in records])
-    frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
+    or images as paths or bytes). Rows of a list count from 1. Raises UserError where that column is missing."""
+    frame = records
+    if not isinstance(records, pd.DataFrame):
+        records = [records] if isinstance(records, (dict, str, bytes)) else list(records)
+        frame = frame_of([{column: r} if column and not isinstance(r, dict) else r for r in records])
+        frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
+    if column and column not in frame:
+        raise UserError(f"column {column!r} is missing.{did_you_mean(column, frame.columns)}")
     return frame
 
 
@@ -142,8 +147,7 @@ def _fit_category(values: pd.Series, min_freq: int) -> dict:
 
 
 def _fit_date(values: pd.Series) -> dict:
-    is_date = pd.api.types.is_datetime64_any_dtype(values.dtype)
-    form = "ISO8601" if is_date else date_format(to_text(values))
+    form = date_format(values)
     if not form:
         raise UserError(f"column {values.name!r} is no date in any one form: give --columns {values.name}=category.")
     days = to_days(values, form)
@@ -157,11 +161,6 @@ def _fit_date(values: pd.Series) -> dict:
     }
 
 
-def date_periods(state: dict) -> tuple[float, ...]:
-    """Days after which features of a date column repeat: a year, a week (that began on a Thursday in 1970), a day."""
-    return (365.2425, 7.0, 1.0) if state["clock"] else (365.2425, 7.0)
-
-
 def _quantile_scale(numbers: np.ndarray, quantiles: list[float]) -> np.ndarray:
     """Map numbers to a standard normal distribution by rank, after scikit-learn's QuantileTransformer.
 
@@ -171,6 +170,20 @@ def _quantile_scale(numbers: np.ndarray, quantiles: list[float]) -> np.ndarray:
     grid, levels = np.asarray(quantiles), np.linspace(0, 1, len(quantiles))
     rank = 0.5 * (np.interp(numbers, grid, levels) - np.interp(-numbers, -grid[::-1], -levels[::-1]))
     return torch.special.ndtri(torch.from_numpy(rank.clip(1e-4, 1 - 1e-4))).numpy()
+
+
+def _raw(values: pd.Series, state: dict) -> np.ndarray:
+    """Return a column as numbers (dates as days since 1970, booleans as 0 and 1; NaN where missing), or as the
+    canonical words of a category ("" where missing)."""
+    match state["kind"]:
+        case "category":
+            codes, keys = canonical_codes(values)
+            return np.array(keys, dtype=object)[codes]
+        case "date":
+            return to_days(values, state["form"])
+        case "boolean":
+            return to_booleans(values)
+    return to_numbers(values, "Mend the cell or empty it.")
 
 
 @dataclass(frozen=True)
@@ -223,19 +236,10 @@ class TabularPreprocessor:
     def categories(self) -> dict[str, dict]:
         return {n: s for n, s in self.used.items() if s["kind"] == "category"}
 
-    @property
+    @cached_property
     def feature_names(self) -> list[str]:
         """Name of each column of the tensor: the numbers, then the category codes."""
-        names = []
-        for name, state in self.used.items():
-            if state["kind"] == "date":
-                parts = ("year", "weekday", "hour") if state["clock"] else ("year", "weekday")
-                names += [f"{name} day"] + [f"{name} {part} {wave}" for part in parts for wave in ("sin", "cos")]
-            elif state["kind"] != "category":
-                names.append(name)
-            if state.get("flag"):
-                names.append(f"{name} missing")
-        return names + list(self.categories)
+        return [name for name, _ in self.features(lambda *_: np.empty(0))] + list(self.categories)
 
     @property
     def model_args(self) -> dict:
@@ -254,16 +258,11 @@ class TabularPreprocessor:
         frame = as_frame(records)
         self._check_columns(frame)
         x = np.empty((len(frame), len(self.feature_names)), dtype=np.float32)
-        at = 0
-        for name, state in self.used.items():
-            if state["kind"] != "category":
-                for feature in self._numbers(frame[name], state):
-                    with np.errstate(over="ignore"):  # refused below
-                        x[:, at] = feature
-                    at += 1
-        for name, state in self.categories.items():
+        with np.errstate(over="ignore"):  # refused below
+            for at, (_, feature) in enumerate(self.features(lambda name, state: _raw(frame[name], state))):
+                x[:, at] = feature
+        for at, (name, state) in enumerate(self.categories.items(), start=-len(self.categories)):
             x[:, at] = self._codes(frame[name], state)
-            at += 1
         finite = np.isfinite(x)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
@@ -279,31 +278,35 @@ class TabularPreprocessor:
                 others = [c for c in frame if c not in self.used]
                 raise UserError(f"column {name!r} is missing.{did_you_mean(name, others, frame.columns)}")
 
-    @staticmethod
-    def _numbers(values: pd.Series, state: dict):
-        """Yield the float columns that one number, boolean or date column becomes."""
-        if state["kind"] == "date":
-            raw = to_days(values, state["form"])
-            missing = np.isnan(raw)
-            days = np.where(missing, state["mean"], raw)
-            yield (days - state["mean"]) / state["std"]
-            for period in date_periods(state):
-                angle = 2 * np.pi * days / period
-                yield np.where(missing, 0.0, np.sin(angle))
-                yield np.where(missing, 0.0, np.cos(angle))
-        else:
-            raw = (
-                to_booleans(values) if state["kind"] == "boolean" else to_numbers(values, "Mend the cell or empty it.")
-            )
-            missing = np.isnan(raw)
-            numbers = np.where(missing, state["fill"], raw)
+    def features(
+        self, raw_column: Callable[[str, dict], np.ndarray], xp=np, quantile_scale=_quantile_scale
+    ) -> Iterator:
+        """Yield (name, floats (N,)) of all that number, boolean and date columns become, from what `raw_column` gives
+        for a name and its state, as float64. xp: the library of arrays, numpy, or torch for a graph to be exported."""
+        for name, state in self.used.items():
+            if state["kind"] == "category":
+                continue
+            is_date = state["kind"] == "date"
+            raw = raw_column(name, state)
+            missing = xp.isnan(raw)
+            # As arrays: the exporter makes float32 of a Python number
+            facts = {k: xp.asarray(state[k], dtype=xp.float64) for k in ("mean", "std", "fill") if k in state}
+            numbers = xp.where(missing, facts["mean" if is_date else "fill"], raw)
             if "quantiles" in state:
-                numbers = _quantile_scale(numbers, state["quantiles"])
-            elif "std" in state:
-                numbers = (numbers - state["mean"]) / state["std"]
-            yield numbers
-        if state["flag"]:
-            yield missing
+                yield name, quantile_scale(numbers, state["quantiles"])
+            else:
+                scaled = (numbers - facts["mean"]) / facts["std"] if "std" in state else numbers
+                yield f"{name} day" if is_date else name, scaled
+            for part, days in PERIODS.items() if is_date else ():
+                if part == "hour" and not state["clock"]:
+                    continue
+                # The turn's fraction first: float32, which is all that ONNX runtimes have for sines, then suffices
+                turns = numbers / xp.asarray(days, dtype=xp.float64)
+                angle = xp.asarray(2 * np.pi * (turns - xp.floor(turns)), dtype=xp.float32)
+                yield f"{name} {part} sin", xp.where(missing, 0.0, xp.sin(angle))
+                yield f"{name} {part} cos", xp.where(missing, 0.0, xp.cos(angle))
+            if state["flag"]:
+                yield f"{name} missing", missing
 
     @staticmethod
     def _codes(values: pd.Series, state: dict) -> np.ndarray:
@@ -318,18 +321,9 @@ class TabularPreprocessor:
         return {name: count for name, count in zip(names, counts, strict=True) if count}
 
     def measure(self, records, x: Tensor) -> dict[str, np.ndarray]:
-        """Return what a profile of data is made of: each column's numbers (dates as days since 1970, booleans as 0 and
-        1; NaN where missing), or the canonical words of a category ("" where missing)."""
-        frame, measured = as_frame(records), {}
-        for name, state in self.used.items():
-            if state["kind"] == "category":
-                codes, keys = canonical_codes(frame[name])
-                measured[name] = np.array(keys, dtype=object)[codes]
-            elif state["kind"] == "date":
-                measured[name] = to_days(frame[name], state["form"])
-            else:
-                measured[name] = (to_booleans if state["kind"] == "boolean" else to_numbers)(frame[name])
-        return measured
+        """Return what a profile of data is made of: the numbers or words of each column."""
+        frame = as_frame(records)
+        return {name: _raw(frame[name], state) for name, state in self.used.items()}
 
     @property
     def number_columns(self) -> set[str]:

@@ -233,9 +233,11 @@ def _arrow_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
         ),
     }
     try:
-        # Arrow's own file, not Python's: its threads may still be reading when an error ends the process
-        with _reading(path), pa.OSFile(str(path)) as raw:
-            file = pa.CompressedInputStream(raw, "gzip") if _is_packed(path) else raw
+        # Arrow's own file, not Python's: its threads may still be reading when an error ends the process. Nor is it
+        # closed here: they would go on reading from its number, which by then is that of the next file opened
+        with _reading(path):
+            file = pa.OSFile(str(path))
+            file = pa.CompressedInputStream(file, "gzip") if _is_packed(path) else file
             with arrow.open_csv(file, **options) as batches:
                 yield batches
     except pa.ArrowInvalid as error:
@@ -250,14 +252,14 @@ def _arrow_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
         raise _Retype from None
 
 
-def _csv_frames(path: str | Path, dialect: Dialect, types: dict) -> Iterator[pd.DataFrame]:
-    """Yield a text table in pieces of a block, its columns of the Arrow types that `types` gives by raw name."""
+def _csv_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
+    """Yield a text table as Arrow's batches of a block, its columns of the types that `types` gives by raw name."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     with _arrow_batches(path, dialect, types) as batches:
         for batch in batches:
-            columns = {}
+            columns = []
             for name, column in zip(dialect.header, batch.columns, strict=True):
                 if pa.types.is_string(column.type):
                     lines = pc.max(pc.count_substring(column, "\n")).as_py() or 0
@@ -265,8 +267,8 @@ def _csv_frames(path: str | Path, dialect: Dialect, types: dict) -> Iterator[pd.
                         raise UserError(f"{path}: a cell of column {name!r} has {lines} lines: a quote was left open.")
                     if dialect.decimal == "," and name != dialect.text:
                         column = pc.replace_substring_regex(column, r"^(\s*[+-]?\d*),(\d+\s*)$", r"\1.\2")
-                columns[name] = column.to_pandas()
-            yield pd.DataFrame(columns, copy=False)
+                columns.append(column)
+            yield pa.RecordBatch.from_arrays(columns, dialect.header)
 
 
 def _ragged_row(path: str | Path, dialect: Dialect) -> tuple[int, int]:
@@ -283,45 +285,19 @@ def _read_csv(path: str | Path, text: str) -> pd.DataFrame:
 
     dialect = sniff(path, text)
     with _arrow_batches(path, dialect, {}) as batches:
-        first_guess = {field.name: field.type for field in batches.schema}
-    is_number = {
-        name: (pa.types.is_integer(t) or pa.types.is_floating(t)) and name.strip() != text
-        for name, t in first_guess.items()
-    }
-    types = {name: t if is_number[name] else pa.string() for name, t in first_guess.items()}
-    lines = _count_lines(path)
+        types = {field.name: field.type for field in batches.schema}
+    for name, t in types.items():
+        is_number = pa.types.is_integer(t) or pa.types.is_floating(t)
+        types[name] = t if is_number and name.strip() != text else pa.string()
     while True:
-        # Arrays for as many rows as there can be: memory that is never written to is never taken
-        numbers = {
-            name: np.empty(lines, types[raw].to_pandas_dtype())
-            for raw, name in zip(dialect.raw_header, dialect.header, strict=True)
-            if is_number[raw] and types[raw] != pa.string()
-        }
-        words: dict[str, list[pd.Series]] = {name: [] for name in dialect.header if name not in numbers}
-        rows = 0
         try:
-            for frame in _csv_frames(path, dialect, types):
-                for raw, name in zip(dialect.raw_header, dialect.header, strict=True):
-                    if name in words:
-                        words[name].append(frame[name])
-                        continue
-                    if frame[name].dtype != numbers[name].dtype:  # whole numbers with a hole
-                        types[raw] = pa.float64()
-                        raise _Retype
-                    numbers[name][rows : rows + len(frame)] = frame[name]
-                rows += len(frame)
+            batches = list(_csv_batches(path, dialect, types))
         except _Retype:
             continue
-        columns = {name: pd.concat(parts, ignore_index=True) for name, parts in words.items() if parts}
-        columns |= {name: values[:rows] for name, values in numbers.items()}
-        return pd.DataFrame({name: columns[name] for name in dialect.header if name in columns}, copy=False)
-
-
-def _count_lines(path: str | Path) -> int:
-    """Return a bound on the number of lines: the line ends, and those in quotes."""
-    with _reading(path), _open(path) as file:
-        counts = [(block.count(b"\n"), block.count(b"\r")) for block in iter(lambda: file.read(HEAD), b"")]
-    return max(map(sum, zip(*counts, strict=True))) + 1
+        table = pa.Table.from_batches(batches) if batches else pa.table({})
+        del batches
+        # Column by column, what was read of it given back: a large table is not in memory twice
+        return table.to_pandas(split_blocks=True, self_destruct=True)
 
 
 def _stream_csv(path: str | Path, numbers: set[str], text: str) -> Iterator[pd.DataFrame]:
@@ -335,12 +311,12 @@ def _stream_csv(path: str | Path, numbers: set[str], text: str) -> Iterator[pd.D
     while True:
         skip = done
         try:
-            for frame in _csv_frames(path, dialect, types):
-                rest = frame.iloc[min(skip, len(frame)) :]
-                skip -= len(frame) - len(rest)
+            for batch in _csv_batches(path, dialect, types):
+                rest = batch[min(skip, len(batch)) :]
+                skip -= len(batch) - len(rest)
                 done += len(rest)
                 if len(rest):
-                    yield rest
+                    yield rest.to_pandas()
             return
         except _Retype:
             continue

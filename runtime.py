@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
-from pipeline import PREPROCESSORS, Pipeline, kind_of
+from pipeline import Pipeline, kind_of
 from preprocessing import as_frame, rows_per_pass
-from task import Task
 
 
 def load(path: str) -> Pipeline:
@@ -53,15 +52,10 @@ class OnnxPipeline(Pipeline):
         state = session.get_modelmeta().custom_metadata_map.get("pipeline")
         if not state:
             raise UserError(f"{name}: an ONNX file, but none that export.py made.")
-        try:
-            state = json.loads(state)
-            task, preprocessor = Task(**state["task"]), PREPROCESSORS[state["kind"]](**state["preprocessor"])
-            examples, kept, profile = state["golden"]["records"], state["golden"]["answers"], state["profile"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{name}: the file does not fit this version of the code ({error!r}).") from None
-        pipeline = cls(nn.Identity(), task, preprocessor, examples=examples, profile=profile)
+        state = json.loads(state)
+        pipeline = cls.of_state(state, name, nn.Identity)
         pipeline.session = session
-        pipeline.check_golden(kept, task.answer(pipeline.ask(pipeline.examples)[1]), name)
+        pipeline.check_golden(state, name)
         return pipeline
 
     @classmethod

@@ -53,14 +53,6 @@ class Options:
             raise UserError(f"--port is a number from 0 to 65535, not {self.port}.")
 
 
-class Refused(Exception):
-    """A request that cannot be answered, with its HTTP status."""
-
-    def __init__(self, status: int, detail: str):
-        super().__init__(detail)
-        self.status, self.detail = status, detail
-
-
 # ---------------------------------------------------------------- what is asked
 
 
@@ -129,7 +121,9 @@ async def read_files(request, column: str) -> list[dict]:
 
     try:
         form = await request.form(max_files=MAX_RECORDS, max_fields=0)
-    except HTTPException as error:  # of a form that is damaged
+    except HTTPException as error:
+        if error.status_code != 400:  # that of a damaged form
+            raise
         raise UserError(f"the form cannot be read: {error.detail}") from None
     files = [{column: await file.read()} for _, file in form.multi_items()]
     if not files:
@@ -156,11 +150,10 @@ def record_schema(pipeline) -> dict:
     known, kind = pipeline.preprocessor, kind_of(pipeline.preprocessor)
     if kind == "image":
         text = {"type": "string", "pattern": "^data:image/", "description": "an image as a data URL"}
-        return {"type": "object", "properties": {known.column: text}, "required": [known.column]}
+        return _object({known.column: text})
     if kind == "text":
         text = {"type": "string", "maxLength": MAX_TEXT}
-        record = {"type": "object", "properties": {known.column: text}, "required": [known.column]}
-        return {"anyOf": [text, record]}
+        return {"anyOf": [text, _object({known.column: text})]}
     properties = {}
     for name, state in known.used.items():
         seen = pipeline.profile.get(name, {})
@@ -169,10 +162,8 @@ def record_schema(pipeline) -> dict:
             if "low" in seen:
                 what["description"] = f"{seen['low']:g} to {seen['high']:g} in training"
         elif state["kind"] == "category":
-            what = {
-                "type": ["string", "number", "boolean", "null"],
-                "examples": [v for v in state["values"] if v][:100],
-            }
+            examples = [v for v in state["values"] if v][:100]
+            what = {"type": ["string", "number", "boolean", "null"], "examples": examples}
         elif state["kind"] == "boolean":
             what = {"type": ["boolean", "string", "null"], "enum": [True, False, "yes", "no", "true", "false", None]}
         else:
@@ -180,7 +171,7 @@ def record_schema(pipeline) -> dict:
             if state["form"] == "ISO8601":
                 what["format"] = "date"
         properties[name] = what | {"x-kind": state["kind"]}
-    return {"type": "object", "properties": properties, "required": list(properties)}
+    return _object(properties)
 
 
 def openapi_parts(pipeline) -> dict:
@@ -189,62 +180,56 @@ def openapi_parts(pipeline) -> dict:
 
     task, example = pipeline.task, pipeline.examples[:1]
     records = {"type": "array", "minItems": 1, "maxItems": MAX_RECORDS, "items": record_schema(pipeline)}
-    body = {"type": "object", "properties": {"records": records}, "required": ["records"]}
-    content = {"application/json": {"schema": body} | ({"example": {"records": example}} if example else {})}
+    content = _json(_object({"records": records}))
+    if example:
+        content["application/json"]["example"] = {"records": example}
     if kind_of(pipeline.preprocessor) == "image":
         files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-        form = {"type": "object", "properties": {"files": files}, "required": ["files"]}
-        content["multipart/form-data"] = {"schema": form}
+        content["multipart/form-data"] = {"schema": _object({"files": files})}
     answer = {"prediction": {"type": "number"}}
     if task.classes:
-        kinds = {bool: "boolean", str: "string"}
+        kind = {bool: "boolean", str: "string"}.get(type(task.classes[0]), "number")
         answer = {
-            "prediction": {"type": kinds.get(type(task.classes[0]), "number"), "enum": task.classes},
+            "prediction": {"type": kind, "enum": task.classes},
             "probability": {"type": "number"},
             "probabilities": {"type": "object", "required": list(map(str, task.classes))},
         }
-    answer = {"type": "object", "properties": answer, "required": list(answer)}
-    answers = {
-        "type": "object",
-        "properties": {"id": {"type": "string"}, "predictions": {"type": "array", "items": answer}},
-        "required": ["id", "predictions"],
-    }
+    answers = _object({"id": {"type": "string"}, "predictions": {"type": "array", "items": _object(answer)}})
     return {
         "requestBody": {"required": True, "content": content},
         "responses": {"200": {"description": "an answer for each record", "content": _json(answers)}, **REFUSALS},
     }
 
 
+def _object(properties: dict) -> dict:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
 def _json(schema: dict) -> dict:
     return {"application/json": {"schema": schema}}
 
 
-_DETAIL = _json({"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]})
+def _refusal(why: str) -> dict:
+    return {"description": why, "content": _json(_object({"detail": {"type": "string"}}))}
+
+
 REFUSALS = {
-    "401": {"description": "the key is missing or wrong", "content": _DETAIL},
-    "403": {"description": "asked by a page of another site", "content": _DETAIL},
-    "413": {"description": f"more than {MAX_BODY} bytes", "content": _DETAIL},
-    "422": {"description": "what cannot be read, by row and column", "content": _DETAIL},
-    "503": {"description": "too much is waiting: try again after Retry-After seconds", "content": _DETAIL},
+    "401": _refusal("the key is missing or wrong"),
+    "403": _refusal("asked by a page of another site"),
+    "413": _refusal(f"more than {MAX_BODY} bytes"),
+    "422": _refusal("what cannot be read, by row and column"),
+    "503": _refusal("too much is waiting: try again after Retry-After seconds"),
+}
+TOLD = {
+    "id": {"type": "string", "description": "of an answer"},
+    "targets": {"type": "array", "description": "the true target of each of its records"},
 }
 FEEDBACK = {
-    "requestBody": {
-        "required": True,
-        "content": _json(
-            {
-                "type": "object",
-                "properties": {
-                    "id": {"type": "string", "description": "of an answer"},
-                    "targets": {"type": "array", "description": "the true target of each of its records"},
-                },
-                "required": ["id", "targets"],
-            }
-        ),
-    },
+    "requestBody": {"required": True, "content": _json(_object(TOLD))},
     "responses": {
         "200": {"description": "kept on disk"},
-        "404": {"description": "no such request", "content": _DETAIL},
-        "409": {"description": "the service was started without --log", "content": _DETAIL},
+        "404": _refusal("no such request"),
+        "409": _refusal("the service was started without --log"),
         **REFUSALS,
     },
 }
@@ -261,7 +246,9 @@ class Guard:
         self.bodies = 0  # bytes of the requests that are being answered
 
     async def __call__(self, scope, receive, send):
+        from starlette.exceptions import HTTPException
         from starlette.requests import ClientDisconnect
+        from starlette.responses import JSONResponse
 
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
@@ -273,9 +260,9 @@ class Guard:
             size += len(message.get("body", b""))
             self.bodies += len(message.get("body", b""))
             if size > MAX_BODY:
-                raise Refused(413, f"a request is at most {MAX_BODY:,} bytes.")
+                raise HTTPException(413, f"a request is at most {MAX_BODY:,} bytes.")
             if self.bodies > MAX_BODIES:
-                raise Refused(503, "too much is being sent: try again in a second.")
+                raise HTTPException(503, "too much is being sent: try again in a second.", {"Retry-After": "1"})
             return message
 
         async def send_and_note(message):
@@ -286,12 +273,14 @@ class Guard:
         try:
             headers = dict(scope["headers"])
             if not self._may(scope["path"], headers):
-                raise Refused(401, "the key is missing or wrong: Authorization: Bearer KEY.")
+                ask = {"WWW-Authenticate": 'Basic realm="model"'}
+                raise HTTPException(401, "the key is missing or wrong: Authorization: Bearer KEY.", ask)
             if _is_foreign(headers):
-                raise Refused(403, "a page of another site cannot ask this service.")
+                raise HTTPException(403, "a page of another site cannot ask this service.")
             await self.app(scope, receive_some, send_and_note)
-        except Refused as refused:
-            await refusal(refused)(scope, receive, send_and_note)
+        except HTTPException as refused:
+            answer = JSONResponse({"detail": refused.detail}, refused.status_code, refused.headers)
+            await answer(scope, receive, send_and_note)
         except ClientDisconnect:
             status = 499  # nobody is left to be answered
         finally:
@@ -317,22 +306,14 @@ def _is_foreign(headers: dict[bytes, bytes]) -> bool:
     return bool(headers.get(b"origin")) and origin not in (headers.get(b"host"), headers.get(b"x-forwarded-host"))
 
 
-def refusal(refused: Refused):
-    """Return the response that tells a client why."""
-    from starlette.responses import JSONResponse
-
-    headers = {401: {"WWW-Authenticate": 'Basic realm="model"'}, 503: {"Retry-After": "1"}}.get(refused.status)
-    return JSONResponse({"detail": refused.detail}, refused.status, headers)
-
-
 def make_app(service, key: str = ""):
     """Return the application that answers with a Service."""
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI, HTTPException, Request
     from fastapi.responses import HTMLResponse, JSONResponse, Response
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     from pipeline import FORMAT
-    from service import Busy, errors_of
+    from service import errors_of
 
     started = time.time()
 
@@ -348,15 +329,7 @@ def make_app(service, key: str = ""):
 
     @app.exception_handler(UserError)
     async def unreadable(_, error):
-        return refusal(Refused(422, str(error)))
-
-    @app.exception_handler(Refused)
-    async def refused(_, error):
-        return refusal(error)
-
-    @app.exception_handler(Busy)
-    async def busy(_, error):
-        return refusal(Refused(503, "too many records are waiting: try again in a second."))
+        return JSONResponse({"detail": str(error)}, 422)
 
     @app.post("/predict")
     async def predict(request: Request):
@@ -376,7 +349,7 @@ def make_app(service, key: str = ""):
     async def feedback(request: Request):
         """Take the true targets of a request's records; they are on disk when this answers."""
         if not service.log:
-            raise Refused(409, "the service keeps no requests: start it with --log requests.db.")
+            raise HTTPException(409, "the service keeps no requests: start it with --log requests.db.")
         body = await read_json(request)
         if not isinstance(body, dict) or not isinstance(body.get("targets"), list):
             raise UserError('the body is to be JSON of the form {"id": "…", "targets": [...]}.')
@@ -385,7 +358,7 @@ def make_app(service, key: str = ""):
     def keep(body: dict) -> dict:
         answers, targets = service.log.answers(str(body.get("id"))), body["targets"]
         if not answers:
-            raise Refused(404, "no request with this id was answered.")
+            raise HTTPException(404, "no request with this id was answered.")
         if len(targets) != len(answers):
             raise UserError(f"targets: {len(answers)} of them, one for each record of the request, not {len(targets)}.")
         for row, target in enumerate(targets, start=1):
@@ -394,13 +367,13 @@ def make_app(service, key: str = ""):
         service.log.add_targets(body["id"], service.pipeline.task.target, targets, errors)
         return {"kept": len(targets)}
 
-    @app.post("/reload", openapi_extra={"responses": {"409": {"description": "it was not", "content": _DETAIL}}})
+    @app.post("/reload", openapi_extra={"responses": {"409": _refusal("it was not")}})
     async def reload():
         """Answer with what is in the checkpoint's file now, if its golden rows are answered as when it was saved."""
         try:
             return {"model": await service.reload()}
         except UserError as error:
-            raise Refused(409, f"the old model answers on: {error}") from None
+            raise HTTPException(409, f"the old model answers on: {error}") from None
 
     @app.get("/health")
     async def health():

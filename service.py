@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.exceptions import HTTPException
 
 from drift import Profile
 from errors import UserError
@@ -27,10 +28,6 @@ GATHER = 0.002  # seconds in which requests are gathered
 AT_ONCE = 512  # records in a forward pass, at least one request
 MOST_WAITING = 4096  # records; beyond, requests are refused
 WINDOW = 5_000  # records that drift is looked for in
-
-
-class Busy(Exception):
-    """More records are waiting than will be answered soon."""
 
 
 @dataclass(eq=False)
@@ -110,9 +107,10 @@ class Service:
                     request.future.set_result(answer)
 
     async def ask(self, records: list[dict]) -> tuple[str, list[dict]]:
-        """Return (request id, answers) for records. Raises UserError for records that cannot be read, and Busy."""
+        """Return (request id, answers) for records. Raises UserError for records that cannot be read, and HTTPException
+        where too many are waiting."""
         if self.waiting and self.waiting + len(records) > MOST_WAITING:
-            raise Busy
+            raise HTTPException(503, "too many records are waiting: try again in a second.", {"Retry-After": "1"})
         request = Request(records, asyncio.get_running_loop().create_future())
         self.waiting += len(records)
         self.queue.append(request)

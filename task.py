@@ -1,5 +1,6 @@
 """Everything about y: the kind of problem, the encoding of targets, the loss, the metrics and the answer."""
 
+import json
 import warnings
 from dataclasses import dataclass
 
@@ -34,16 +35,11 @@ def infer_kind(targets: pd.Series) -> str:
 
 def _plain(key: str):
     """Return a class as a person and JSON would write it: True, 1, 0.5 or a word."""
-    if key in ("true", "false"):
-        return key == "true"
-    for kind in (int, float):
-        try:
-            value = kind(key)
-        except ValueError:
-            continue
-        if canonical(value) == key:
-            return value
-    return key
+    try:
+        value = json.loads(key)
+    except ValueError:
+        return key
+    return value if isinstance(value, (bool, int, float)) and canonical(value) == key else key
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 import ast
 import base64
 import html
+import itertools
 import os
 import re
 import sysconfig
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from errors import UserError, did_you_mean
+from errors import UserError
 from huggingface import from_hugging_face
 from preprocessing import as_frame, spread
 
@@ -308,10 +310,6 @@ class TextPreprocessor:
         unknown = (x == UNKNOWN).any(dim=1) if self.segment != "pretrained" else torch.zeros(len(x))
         return {"length": np.array(lengths, dtype=float), "unknown parts": unknown.double().numpy()}
 
-    @property
-    def number_columns(self) -> set[str]:
-        return set()
-
     def count_unknown(self, x: Tensor) -> dict[str, int]:
         """Count the texts of which nothing was known, in a tensor that `__call__` returned."""
         count = 0 if self.segment == "pretrained" else int((x <= UNKNOWN).all(dim=1).sum())
@@ -329,10 +327,7 @@ class TextPreprocessor:
 
 def read_texts(records, column: str) -> list[str]:
     """Return a column as strings: empty cells as "", whole numbers without a point. Raises UserError without it."""
-    frame = as_frame(records, column)
-    if column not in frame:
-        raise UserError(f"column {column!r} is missing.{did_you_mean(column, frame.columns)}")
-    values = frame[column]
+    values = as_frame(records, column)[column]
     if pd.api.types.is_float_dtype(values.dtype):
         return ["" if pd.isna(v) else str(int(v)) if v.is_integer() else repr(v) for v in values.tolist()]
     return ["" if empty else str(v) for v, empty in zip(values.tolist(), values.isna(), strict=True)]
@@ -362,10 +357,7 @@ def _train_tokenizer(cleaned: list[str], segment: str, min_freq: int, size: int)
     if segment == "subwords":
         tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        counts: dict[str, int] = {}
-        for text in cleaned:
-            for character in text:
-                counts[character] = counts.get(character, 0) + 1
+        counts = Counter(itertools.chain.from_iterable(cleaned))
         known = sum(count >= min_freq for count in counts.values())  # rarer characters are unknown
         trainer = trainers.BpeTrainer(limit_alphabet=max(1, known), **special)
     else:

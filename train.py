@@ -15,10 +15,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin slow down all else on the machine
 
 import json
-import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from config import TABLE, Config, DataConfig, ModelConfig, TrainConfig
@@ -81,12 +81,16 @@ def train(
         raise
     logits, targets = trainer.logits(loaders[2])  # the one look at the test split
     in_order = torch.cat(list(loaders[2].batch_sampler)).argsort()  # texts are asked by their length
+    predictions = pipeline.answers(logits[in_order], splits.test)
+    predictions.insert(0, "target", splits.test[splits.target])
+    if splits.image:
+        predictions["file"] = predictions.pop("file")  # to the end, where it disturbs nobody
     result = Run(
         pipeline=pipeline,
         history=pd.DataFrame(history),
         val={k.removeprefix("val/"): v for k, v in history[trainer.best["epoch"] - 1].items() if k.startswith("val/")},
         test=pipeline.task.measure(logits, targets),
-        predictions=_test_predictions(splits, pipeline.answers(logits[in_order], splits.test)),
+        predictions=predictions.rename_axis("row").reset_index(),
         out=out,
     )
     _write_run(result, trainer, splits, config)
@@ -145,7 +149,7 @@ def assemble_text(splits, config: Config, out: Path):
         pipeline.model.start_from(pretrained)
         if config.training.lr > 5e-4:
             splits.notes.append(f"--lr {config.training.lr:g} is high for a pretrained network: 2e-5 to 1e-4 is usual")
-    return splits, pipeline, make_loaders(splits, preprocessor, pipeline.task, data.batch_size)
+    return splits, pipeline, make_loaders(splits, preprocessor.ids, pipeline.task, data.batch_size)
 
 
 def assemble_images(splits, config: Config, out: Path):
@@ -153,7 +157,7 @@ def assemble_images(splits, config: Config, out: Path):
     import torch
 
     from augmentation import flip_is_harmless, make_augmentation
-    from dataloader import make_image_loaders
+    from dataloader import make_loaders
     from drift import PROFILE_ROWS
     from images import ImagePreprocessor, PixelCache
     from pipeline import choose_device
@@ -174,14 +178,19 @@ def assemble_images(splits, config: Config, out: Path):
     if data.augment != "none":
         notes.append(f"--augment {data.augment}, horizontal flip {'on' if flip else 'off'} ({why})")
     splits = replace(splits, **parts, notes=splits.notes + notes)
-    loaders = make_image_loaders(
+    augment, device = make_augmentation(data.augment, flip), choose_device(config.training.device)
+
+    def finish(batch, change=None):  # on the device: the pixels stay bytes until then
+        pixels = batch[0].to(device, non_blocking=True)
+        return preprocessor.normalise(change(pixels) if change else pixels), batch[1]
+
+    loaders = make_loaders(
         splits,
-        preprocessor,
+        lambda records: cache.get(records, splits.image, size, channels)[0],
         pipeline.task,
         data.batch_size,
-        cache=cache,
-        augmentation=make_augmentation(data.augment, flip),
-        device=choose_device(config.training.device),
+        finish_training=partial(finish, change=augment),
+        finish=finish,
     )
     return splits, pipeline, loaders
 
@@ -192,7 +201,8 @@ def _build_pipeline(splits, preprocessor, config: Config, facts: dict | None = N
     facts: more for its constructor.  sample: (records, x) from all over the training split, for its profile.
     """
     from drift import PROFILE_ROWS, Profile
-    from pipeline import GOLDEN_ROWS, Pipeline
+    from model import build_model
+    from pipeline import DEFAULT_MODELS, GOLDEN_ROWS, Pipeline, kind_of
     from preprocessing import spread
     from task import Task
     from trainer import seed_all
@@ -204,14 +214,18 @@ def _build_pipeline(splits, preprocessor, config: Config, facts: dict | None = N
         class_weights=config.training.class_weights,
         label_smoothing=config.training.label_smoothing,
     )
-    seed_all(config.training.seed, 0)
+    name = config.model.model if config.model.model != "auto" else DEFAULT_MODELS[kind_of(preprocessor)]
     options = {k: v for k, v in config.to_dict()["model"].items() if k != "model"} | (facts or {})
+    facts = {**preprocessor.model_args, "out_features": task.out_features, **options}
+    seed_all(config.training.seed, 0)
+    model = build_model(name, facts)
     examples = preprocessor.examples(splits.train, GOLDEN_ROWS)
     if sample is None:
         records = spread(splits.train, PROFILE_ROWS)
         sample = records, preprocessor(records)
     profile = Profile.fit(preprocessor.measure(*sample)).columns
-    return Pipeline.build(config.model.model, options, task, preprocessor, examples=examples, profile=profile)
+    network = {"name": name, "facts": facts}
+    return Pipeline(model, task, preprocessor, network=network, examples=examples, profile=profile)
 
 
 def resume_config(path: str) -> Config:
@@ -260,26 +274,16 @@ def _run_folder(config: Config, source: str) -> Path:
 
 def _write_contact_sheet(out: Path, loader, preprocessor, seed: int) -> None:
     """Write augmented.png: the first batch of the first epoch, as the network sees it."""
-    import torch
-
     from augmentation import contact_sheet
     from trainer import seed_all
 
     seed_all(seed, 0)
     inputs = next(iter(loader))[0][:32].cpu()
-    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessor.mean, preprocessor.std))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        contact_sheet((inputs * std + mean) * 255).save(out / "augmented.png")
+        contact_sheet(preprocessor.denormalise(inputs) * 255).save(out / "augmented.png")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written to ({error.strerror}).") from None
-
-
-def _test_predictions(splits, answers):
-    answers.insert(0, "target", splits.test[splits.target])
-    if splits.image:
-        answers["file"] = answers.pop("file")  # to the end, where it disturbs nobody
-    return answers.rename_axis("row").reset_index()
 
 
 def _write_run(result: Run, trainer, splits, config: Config) -> None:
@@ -320,20 +324,14 @@ def _write_run(result: Run, trainer, splits, config: Config) -> None:
         "config": config.to_dict(),
     }
     with atomic_write(out / "metrics.json") as file:
-        json.dump(_finite(metrics), file, indent=2, ensure_ascii=False)
+        plain = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON has no NaN
+        json.dump(plain, file, indent=2, ensure_ascii=False)
         file.write("\n")
     early = f" (stopped early: --patience {config.training.patience})" if trainer.out_of_patience() else ""
     print(f"\nbest epoch {trainer.best['epoch']} of {len(result.history)}{early}, in {seconds:.1f} s")
     for split in ("val", "test"):
         print(f"{split:<5} " + "  ".join(f"{name} {value:.5g}" for name, value in getattr(result, split).items()))
     print(f"\nTry it: python predict.py --checkpoint {out / 'best.pt'} --input {sample} --output -")
-
-
-def _finite(value):
-    """Put None, which JSON knows, in the place of numbers that are not finite."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_data(splits, pipeline) -> None:
