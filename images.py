@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import tempfile
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,14 +18,18 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from errors import UserError, did_you_mean
+from errors import UserError, did_you_mean, naming
 from preprocessing import as_frame, spread
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow hands others to programs beside it
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 LARGEST_SIZE = 128  # of what is chosen without being asked; --image-size may go beyond
+LARGE = 16_000_000  # pixels; larger images are decoded one at a time, to bound the memory
+_one_large = threading.Lock()
 IMAGES_AT_ONCE = 256  # of those that predict.py holds in memory
 DATA_URL = "data:image/"  # …png;base64,iVBOR…
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error here, see `_open`
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, NotImplementedError)  # of Pillow
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 # ---------------------------------------------------------------- files → records
@@ -84,24 +89,28 @@ def image_bytes(cell: str | bytes) -> bytes:
     return base64.b64decode(cell.partition(",")[2]) if is_in_memory(cell) else Path(cell).read_bytes()
 
 
+def naming_row(row: int, column: str, cell: str | bytes):
+    """Put row and column before what is said of an image in memory; one in a file is called by that."""
+    return naming(f"row {row}, column {column!r}") if is_in_memory(cell) else contextlib.nullcontext()
+
+
 def _name(cell: str | bytes) -> str:
-    return "an image" if is_in_memory(cell) else str(cell)
+    return "" if is_in_memory(cell) else f"{cell}: "
 
 
 def _open(cell: str | bytes) -> Image.Image:
     """Open an image without decoding it. A cell is a path, the bytes of a file, or a data URL."""
-    name = _name(cell)
     try:
-        image = Image.open(io.BytesIO(image_bytes(cell)) if is_in_memory(cell) else cell)
+        image = Image.open(io.BytesIO(image_bytes(cell)) if is_in_memory(cell) else cell, formats=FORMATS)
         if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # from twice that on, Pillow refuses by itself
             raise Image.DecompressionBombError
         return image
     except FileNotFoundError:
-        raise UserError(f"{name}: no such image.") from None
+        raise UserError(f"{_name(cell)}no such image.") from None
     except Image.DecompressionBombError:
-        raise UserError(f"{name}: refused, it has more pixels than {Image.MAX_IMAGE_PIXELS:,}.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: no image that can be read ({type(error).__name__}).") from None
+        raise UserError(f"{_name(cell)}refused, it has more pixels than {Image.MAX_IMAGE_PIXELS:,}.") from None
+    except UNREADABLE as error:
+        raise UserError(f"{_name(cell)}no image that can be read ({type(error).__name__}).") from None
 
 
 def count_pixels(cell: str | bytes) -> int:
@@ -112,15 +121,19 @@ def count_pixels(cell: str | bytes) -> int:
 
 def _as_seen(image: Image.Image, channels: int) -> Image.Image:
     """Return what a person sees: turned by its EXIF tag, transparent parts white, 16 bits as 8, grey or RGB."""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
+        values = np.asarray(image)
         scale = 1 if image.mode == "F" and values.max(initial=0) <= 255 else 257  # 65,535 / 255
-        image = Image.fromarray((values / scale).clip(0, 255).round().astype(np.uint8))
+        strips = np.array_split(values, 1 + len(values) // 256)  # in float64, the whole would be four times as large
+        image = Image.fromarray(np.concatenate([(s / scale).clip(0, 255).round().astype(np.uint8) for s in strips]))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+        seen = Image.new(mode, image.size, "white")
+        seen.paste(image, mask=image.getchannel("A"))
+        return seen
+    return image.convert(mode)
 
 
 def read_pixels(cell: str | bytes, size: int, channels: int) -> np.ndarray:
@@ -128,14 +141,16 @@ def read_pixels(cell: str | bytes, size: int, channels: int) -> np.ndarray:
 
     Raises UserError, naming the file, where it is none, is broken, or would unpack to a decompression bomb.
     """
-    with _open(cell) as image:
+    with _open(cell) as image, _one_large if image.width * image.height > LARGE else contextlib.nullcontext():
         try:
             image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))  # jpeg: decode no larger than needed
             seen = _as_seen(image, channels)
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-            raise UserError(f"{_name(cell)}: the image is broken ({error}).") from None
-    if seen.size != (size, size):
-        seen = ImageOps.fit(seen, (size, size), Image.Resampling.BICUBIC)  # the short side fills, the long is cropped
+        except (*UNREADABLE, IndexError) as error:
+            raise UserError(f"{_name(cell)}the image is broken ({error}).") from None
+        if seen.size != (size, size):
+            seen = ImageOps.fit(
+                seen, (size, size), Image.Resampling.BICUBIC
+            )  # the short side fills, the long is cropped
     pixels = np.asarray(seen)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -162,7 +177,8 @@ class PixelCache:
 
             def decode(i: int) -> None:
                 try:
-                    pixels[i] = read_pixels(cells[i], size, channels)
+                    with naming_row(records.index[i], column, cells[i]):
+                        pixels[i] = read_pixels(cells[i], size, channels)
                 except UserError as error:
                     if not self.skip_broken:
                         raise
@@ -170,7 +186,7 @@ class PixelCache:
                     self.broken.append(str(error))
 
             cells = records[column].tolist()
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+            with ThreadPoolExecutor(count_cores()) as pool:
                 for _ in tqdm(
                     pool.map(decode, range(len(cells))), "decoding", len(cells), unit=" images", disable=None
                 ):
@@ -187,6 +203,11 @@ class PixelCache:
         if self.bytes_used <= _memory() / 4:
             return np.empty(shape, dtype=np.uint8)
         return np.memmap(tempfile.TemporaryFile(dir=self.folder), dtype=np.uint8, mode="w+", shape=shape)
+
+
+def count_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> int:
@@ -214,8 +235,8 @@ class ImagePreprocessor:
         image_size: pixels of a side, 0 = the median short side, 128 at most.
         """
         headers, skipped = [], (UserError,) if cache.skip_broken else ()
-        for cell in records[column]:
-            with contextlib.suppress(*skipped), _open(cell) as image:
+        for row, cell in records[column].items():
+            with contextlib.suppress(*skipped), naming_row(row, column, cell), _open(cell) as image:
                 headers.append((image.size, image.mode))
         if not headers:
             raise UserError("no image can be read.")
@@ -246,8 +267,13 @@ class ImagePreprocessor:
     def pixels(self, records) -> Tensor:
         """Decode records into uint8 pixels (N, channels, size, size)."""
         cells = as_frame(records, self.column)[self.column]
-        with ThreadPoolExecutor() as pool:
-            parts = list(pool.map(lambda cell: read_pixels(cell, self.size, self.channels), cells))
+
+        def read(row: int, cell: str | bytes) -> np.ndarray:
+            with naming_row(row, self.column, cell):
+                return read_pixels(cell, self.size, self.channels)
+
+        with ThreadPoolExecutor(count_cores()) as pool:
+            parts = list(pool.map(read, cells.index, cells))
         return torch.from_numpy(np.stack(parts)) if parts else torch.empty(0, self.channels, self.size, self.size)
 
     def normalise(self, pixels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ MAX_BODY = 32 << 20  # bytes of a request
 MAX_BODIES = 256 << 20  # bytes of all requests that are being answered
 MAX_RECORDS = 1_000  # of a request
 MAX_TEXT = 100_000  # characters of a text, or of any other cell
-MAX_PIXELS = 100_000_000  # of the images of a request
+MAX_PIXELS = 50_000_000  # of the images of a request
 LONGEST_STOP = 30  # seconds in which accepted requests are answered when the service is stopped
 
 
@@ -131,11 +131,15 @@ async def read_files(request, column: str) -> list[dict]:
     return files
 
 
-def check_pixels(cells: list) -> None:
+def check_pixels(records: list[dict]) -> None:
     """Raise UserError where images, small as files, would be too large in memory, or one is none."""
-    from images import count_pixels
+    from images import count_pixels, naming_row
 
-    pixels = sum(map(count_pixels, cells))
+    pixels = 0
+    for row, record in enumerate(records, start=1):
+        ((column, cell),) = record.items()
+        with naming_row(row, column, cell):
+            pixels += count_pixels(cell)
     if pixels > MAX_PIXELS:
         raise UserError(f"the images have {pixels:,} pixels together, a request at most {MAX_PIXELS:,}.")
 
@@ -341,7 +345,7 @@ def make_app(service, key: str = ""):
         else:
             records = read_records(await read_json(request), service.kind, columns)
         if service.kind == "image":
-            await asyncio.to_thread(check_pixels, [record[known.column] for record in records])
+            await asyncio.to_thread(check_pixels, records)
         request_id, answers = await service.ask(records)
         return JSONResponse({"id": request_id, "predictions": answers})
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import concurrent.futures
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, TARGETS, assert_refused, close, command, quick_run
 from fastapi.testclient import TestClient
+from PIL import Image
 from test_images import make_folder
 from test_text import reviews, text_run
 
@@ -177,6 +179,12 @@ def test_images_come_from_the_client_alone(everything, tmp_path):
             assert client.post("/predict", json={"records": [record]}).status_code == 422
         broken = client.post("/predict", files={"a": ("a.png", b"no image")})
         assert broken.status_code == 422 and "no image that can be read" in broken.text
+        good = path.read_bytes()
+        cut = client.post("/predict", files=[("a", ("a.png", good)), ("b", ("b.png", good[: len(good) // 2]))])
+        assert cut.status_code == 422 and f"row 2, column '{column}': the image is broken" in cut.json()["detail"]
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, "DDS")  # of a format that is none of ours
+        assert client.post("/predict", files={"a": buffer.getvalue()}).status_code == 422
         assert client.post("/predict", files={}, data={"a": "b"}).status_code == 422
 
 
