@@ -6,7 +6,7 @@ import numpy as np
 
 THRESHOLD = 0.2  # PSI from which a distribution is usually said to have moved (Siddiqi, "Credit Risk Scorecards", 2006)
 MISSING_RISE = 0.1  # more missing or unknown cells than in training, as a share of all
-BINS, CATEGORIES = 10, 30
+BINS, CATEGORIES, FEWEST = 10, 30, 5  # of a number, of a category at most, and rows of each of these
 PROFILE_ROWS = 2_000  # of the training data, from all over it
 
 
@@ -27,13 +27,21 @@ class Profile:
         for name, values in measured.items():
             if values.dtype == object:
                 words, counts = np.unique(values[values != ""].astype(str), return_counts=True)
-                most = np.argsort(-counts, kind="stable")[:CATEGORIES]
-                state = {"values": words[most].tolist()}
+                if len(words) > CATEGORIES or counts.min(initial=FEWEST) < FEWEST:
+                    # The frequent ones of half of the rows, counted in the other half: in the same, those chosen would
+                    # seem more frequent than they are
+                    half, values = values[::2], values[1::2]
+                    words, counts = np.unique(half[half != ""].astype(str), return_counts=True)
+                    most = np.argsort(-counts, kind="stable")[:CATEGORIES]
+                    words = words[most[counts[most] >= FEWEST]]
+                state = {"values": words.tolist()}
             else:
                 known = values[~np.isnan(values)]
                 if not len(known):
                     continue
-                edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]))
+                edges, times = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]), return_counts=True)
+                # A value that fills a decile or more has a bin of its own, from just below it on
+                edges = np.union1d(edges, np.nextafter(edges[times > 1], -np.inf))
                 state = {"edges": edges.tolist(), "low": float(known.min()), "high": float(known.max())}
             columns[name] = state | {"counts": _count(values, state).tolist()}
         return cls(columns)

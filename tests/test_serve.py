@@ -252,14 +252,30 @@ def test_psi_is_that_of_the_textbook():
     counts = profile.count({"x": np.repeat([0.0, 1.0], [8000, 2000])})
     expected = (0.8 - 0.5) * np.log(0.8 / 0.5) + (0.2 - 0.5) * np.log(0.2 / 0.5)
     assert profile.compare(counts)["x"]["psi"] == pytest.approx(expected, rel=0.01)
+
+
+DRAWS = {
+    "normal": lambda random, n: random.normal(size=n),
+    "nearly always 1": lambda random, n: (random.random(n) < 0.95).astype(float),
+    "five words": lambda random, n: random.choice(list("abcde"), n).astype(object),
+    "a hundred words": lambda random, n: random.integers(0, 100, n).astype(str).astype(object),
+}
+
+
+@pytest.mark.parametrize("rows", [300, 2000])
+@pytest.mark.parametrize("name", DRAWS)
+def test_no_alarm_by_chance_and_one_where_it_moved(name, rows):
     random = np.random.default_rng(0)
-    profile = Profile.fit({"x": random.normal(size=2000)})
-    alarms = [
-        profile.compare(profile.count({"x": random.normal(size=n)}))["x"]["drifted"]
-        for n in (1, 5, 30, 100, 1000)
-        for _ in range(200)
-    ]
-    assert np.mean(alarms) < 0.01
+
+    def drifted(new) -> bool:
+        profile = Profile.fit({"x": DRAWS[name](random, rows)})
+        return profile.compare(profile.count({"x": new}))["x"]["drifted"]
+
+    alarms = [drifted(DRAWS[name](random, n)) for n in (1, 5, 30, 100, 300, 1000) for _ in range(50)]
+    assert np.mean(alarms) <= 0.01
+    assert drifted(np.repeat(["zebra"], 300).astype(object) if "words" in name else np.full(300, -5.0))
+    if name == "nearly always 1":
+        assert drifted(np.zeros(300))
 
 
 def test_predict_warns_of_drift(runs, tmp_path):
