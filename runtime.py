@@ -11,10 +11,17 @@ from errors import UserError
 from pipeline import Pipeline, kind_of
 from preprocessing import as_frame, rows_per_pass
 
+OUTPUTS = ("label", "probabilities", "prediction", "logits")  # of an exported graph
+
 
 def load(path: str) -> Pipeline:
     """Load a checkpoint, or an .onnx file made of one. Raises UserError where it is neither."""
     return OnnxPipeline.load(path) if str(path).endswith(".onnx") else Pipeline.load(path)
+
+
+def input_name(column: str) -> str:
+    """Return what an exported graph calls the input for a column: as it is, unless an output has that name."""
+    return f"column {column}" if column in OUTPUTS else column
 
 
 def feed_of(preprocessor, records, x: Tensor) -> dict[str, np.ndarray]:
@@ -52,10 +59,15 @@ class OnnxPipeline(Pipeline):
         state = session.get_modelmeta().custom_metadata_map.get("pipeline")
         if not state:
             raise UserError(f"{name}: an ONNX file, but none that export.py made.")
-        state = json.loads(state)
-        pipeline = cls.of_state(state, name, nn.Identity)
-        pipeline.session = session
-        pipeline.check_golden(state, name)
+        try:
+            state = json.loads(state)
+            pipeline = cls.of_state(state, name, nn.Identity)
+            pipeline.session = session
+            pipeline.check_golden(state, name)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:  # of what a damaged file says of its preprocessing
+            raise UserError(f"{name}: the file is damaged ({error!r}).") from None
         return pipeline
 
     @classmethod
@@ -67,9 +79,14 @@ class OnnxPipeline(Pipeline):
 
     def ask(self, records) -> tuple[Tensor, Tensor]:
         x = self.preprocessor(records)
+        return x, torch.from_numpy(self.outputs(records, x)["logits"])
+
+    def outputs(self, records, x: Tensor) -> dict[str, np.ndarray]:
+        """Return all that the graph gives for records. x: what the preprocessor made of them."""
         feed, size = feed_of(self.preprocessor, records, x), rows_per_pass(x)
+        names = [output.name for output in self.session.get_outputs()]
         parts = [
-            self.session.run(["logits"], {name: values[start : start + size] for name, values in feed.items()})[0]
+            self.session.run(names, {input_name(n): values[start : start + size] for n, values in feed.items()})
             for start in range(0, len(x), size)
         ]
-        return x, torch.from_numpy(np.concatenate(parts))
+        return {name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}

@@ -151,8 +151,8 @@ class Task:
     def activate(self, logits: Tensor) -> Tensor:
         """Turn logits into probabilities (N, number of classes), or values (N, 1) in the data's units, in float64."""
         logits = logits.double()
-        if self.kind == "regression":
-            values = logits * self.std + self.mean
+        if self.kind == "regression":  # as tensors: export makes float32 of a Python number
+            values = logits * logits.new_tensor(self.std) + logits.new_tensor(self.mean)
         elif self.kind == "binary":
             values = torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=-1)
         else:

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
@@ -18,7 +19,7 @@ from test_text import text_run
 import export as export_module
 from config import DataConfig
 from export import Options, export, quantile_scale
-from pipeline import Pipeline, kind_of
+from pipeline import Pipeline, kind_of, weights_sha256
 from preprocessing import _quantile_scale
 from runtime import OnnxPipeline, feed_of
 from serve import make_app
@@ -97,6 +98,48 @@ def test_sequences_and_ranks_are_exported_too(tmp_path):
         export(Options(str(tmp_path / name / "best.pt"), str(tmp_path / f"{name}.onnx")))
     pipeline, exported = Pipeline.load(tmp_path / "table" / "best.pt"), OnnxPipeline.load(tmp_path / "table.onnx")
     pd.testing.assert_frame_equal(exported.predict(table), pipeline.predict(table), rtol=1e-4, atol=1e-5)
+
+
+def test_columns_may_be_called_as_anything_in_the_graph(tmp_path):
+    names = [
+        "label",
+        "logits",
+        "cat",
+        "values",
+        "column_1",
+        "column_0",
+        "network/column_0",
+        "probabilities",
+        "a b'\"/é",
+    ]
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({name: random.normal(size=120) for name in names} | {"where": random.choice(list("xyz"), 120)})
+    table["y"] = np.where(table["label"] > 0, "up", "down")
+    run = quick_run(tmp_path / "run", table, data=DataConfig(target="y"), epochs=1)
+    export(Options(str(tmp_path / "run" / "best.pt"), str(tmp_path / "m.onnx")))
+    asked = OnnxPipeline.load(tmp_path / "m.onnx").predict(table)
+    pd.testing.assert_frame_equal(asked, run.pipeline.predict(table), rtol=1e-4, atol=1e-5)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert {i.name for i in session.get_inputs()} == {
+        *(f"column {name}" if name in ("label", "logits", "probabilities") else name for name in names),
+        "where",
+    }
+
+
+def test_values_far_from_zero_keep_their_digits_and_their_check(tmp_path):
+    table = pd.DataFrame({"a": np.linspace(-1, 1, 120)}).assign(seconds=lambda t: 1.7e9 + 1000 * t["a"])
+    run = quick_run(tmp_path / "run", table, data=DataConfig(target="seconds"), epochs=30)
+    export(Options(str(tmp_path / "run" / "best.pt"), str(tmp_path / "m.onnx")))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    plain = session.run(["prediction"], {"a": table["a"].to_numpy()})[0]
+    assert np.abs(plain - run.pipeline.predict(table)["prediction"]).max() < 0.1
+    state = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    for name in [name for name in state["state_dict"] if name.endswith("weight")][-1:]:
+        state["state_dict"][name] *= -1
+    state["weights_sha256"] = weights_sha256(state["state_dict"])
+    torch.save(state, tmp_path / "turned.pt")
+    with pytest.raises(export_module.UserError, match="golden row"):
+        Pipeline.load(tmp_path / "turned.pt")
 
 
 def test_a_category_of_which_nothing_is_frequent_is_exported(tmp_path):

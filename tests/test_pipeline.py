@@ -113,12 +113,13 @@ def test_bad_checkpoints_are_refused_without_running_anything(runs, tmp_path):
     (tmp_path / "truncated.pt").write_bytes(good[: len(good) // 2])
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
     torch.save({"some": "thing"}, tmp_path / "foreign.pt")
     torch.save({"magic": Malicious(tmp_path / "RAN")}, tmp_path / "evil.pt")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "RAN")))
     resave(runs["binary"].out / "best.pt", tmp_path / "newer.pt", lambda state: state.update(format=99))
     expected = {
-        "truncated": "truncated", "empty": "truncated", "text": "no checkpoint",
+        "truncated": "truncated", "empty": "truncated", "text": "no checkpoint", "junk": "truncated",
         "foreign": "no checkpoint of this project",
         "evil": "refused", "pickle": "refused", "newer": "format 99 is newer", "absent": "no such checkpoint",
     }  # fmt: skip
