@@ -18,6 +18,7 @@ import json
 import math
 import secrets
 import signal
+import sqlite3
 import sys
 import time
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ from errors import UserError, did_you_mean, parse_flags, run
 MAX_BODY = 32 << 20  # bytes of a request
 MAX_BODIES = 256 << 20  # bytes of all requests that are being answered
 MAX_RECORDS = 1_000  # of a request
+MAX_VALUES = 1_000_000  # of JSON: reading more would hold up all other requests
 MAX_TEXT = 100_000  # characters of a text, or of any other cell
 MAX_PIXELS = 50_000_000  # of the images of a request
+LONGEST_BODY = 60  # seconds in which a request is to be here
 LONGEST_STOP = 30  # seconds in which accepted requests are answered when the service is stopped
 
 
@@ -102,6 +105,8 @@ def _cell(row: int, name: str, value):
 async def read_json(request):
     """Return the JSON of a request. Raises UserError where it is none."""
     raw = await request.body()
+    if sum(map(raw.count, b",[{")) > MAX_VALUES:
+        raise UserError(f"the body has more than {MAX_VALUES:,} values.")
     try:
         body = json.loads(raw, parse_constant=_no_constant)
         if b"\\ud" in raw.lower():  # half of a surrogate pair, which JSON can hold and nothing after it can
@@ -220,6 +225,7 @@ def _refusal(why: str) -> dict:
 REFUSALS = {
     "401": _refusal("the key is missing or wrong"),
     "403": _refusal("asked by a page of another site"),
+    "408": _refusal(f"sent in more than {LONGEST_BODY} seconds"),
     "413": _refusal(f"more than {MAX_BODY} bytes"),
     "422": _refusal("what cannot be read, by row and column"),
     "503": _refusal("too much is waiting: try again after Retry-After seconds"),
@@ -257,10 +263,15 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         began, status, size = time.perf_counter(), 500, 0
+        late = asyncio.get_running_loop().time() + LONGEST_BODY
 
         async def receive_some():
             nonlocal size
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(late):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"a request is to be sent within {LONGEST_BODY} seconds.") from None
             size += len(message.get("body", b""))
             self.bodies += len(message.get("body", b""))
             if size > MAX_BODY:
@@ -305,7 +316,13 @@ class Guard:
 
 
 def _is_foreign(headers: dict[bytes, bytes]) -> bool:
-    """Tell whether a browser asks for a page of another site, with a key that it may remember for this one."""
+    """Tell whether a browser asks for a page of another site, with a key that it may remember for this one.
+
+    Browsers say so themselves (https://www.w3.org/TR/fetch-metadata/), but for plain http; there the page's origin
+    counts, beside the host that a proxy passes on.
+    """
+    if b"sec-fetch-site" in headers:
+        return headers[b"sec-fetch-site"] not in (b"same-origin", b"none")
     origin = headers.get(b"origin", b"").partition(b"://")[2]
     return bool(headers.get(b"origin")) and origin not in (headers.get(b"host"), headers.get(b"x-forwarded-host"))
 
@@ -329,7 +346,12 @@ def make_app(service, key: str = ""):
         yield
         worker.cancel()
 
-    app = FastAPI(title=f"Predict {service.pipeline.task.target}", lifespan=lifespan)
+    app = FastAPI(title=f"Predict {service.model.pipeline.task.target}", lifespan=lifespan)
+
+    @app.exception_handler(sqlite3.Error)
+    async def unwritable(_, error):
+        answer = {"detail": f"the log cannot be written to ({error}): try again in a second."}
+        return JSONResponse(answer, 503, {"Retry-After": "1"})
 
     @app.exception_handler(UserError)
     async def unreadable(_, error):
@@ -338,7 +360,8 @@ def make_app(service, key: str = ""):
     @app.post("/predict")
     async def predict(request: Request):
         """Answer records."""
-        known = service.pipeline.preprocessor
+        model = service.model  # that answers, whatever is reloaded meanwhile
+        known = model.pipeline.preprocessor
         columns = list(known.used) if service.kind == "tabular" else [known.column]
         if service.kind == "image" and request.headers.get("content-type", "").startswith("multipart/"):
             records = await read_files(request, *columns)
@@ -346,7 +369,7 @@ def make_app(service, key: str = ""):
             records = read_records(await read_json(request), service.kind, columns)
         if service.kind == "image":
             await asyncio.to_thread(check_pixels, records)
-        request_id, answers = await service.ask(records)
+        request_id, answers = await service.ask(records, model)
         return JSONResponse({"id": request_id, "predictions": answers})
 
     @app.post("/feedback", openapi_extra=FEEDBACK)
@@ -367,8 +390,8 @@ def make_app(service, key: str = ""):
             raise UserError(f"targets: {len(answers)} of them, one for each record of the request, not {len(targets)}.")
         for row, target in enumerate(targets, start=1):
             _cell(row, "targets", target)
-        errors = errors_of(service.pipeline.task, answers, targets)
-        service.log.add_targets(body["id"], service.pipeline.task.target, targets, errors)
+        name = service.model.pipeline.task.target
+        service.log.add_targets(body["id"], name, targets, errors_of(name, answers, targets))
         return {"kept": len(targets)}
 
     @app.post("/reload", openapi_extra={"responses": {"409": _refusal("it was not")}})
@@ -384,9 +407,9 @@ def make_app(service, key: str = ""):
         """Tell that the model is ready, which one it is, and how right it has been."""
         state = {
             "status": "ready",
-            "model": service.sha256,
-            "target": service.pipeline.task.target,
-            "task": service.pipeline.task.kind,
+            "model": service.model.sha256,
+            "target": service.model.pipeline.task.target,
+            "task": service.model.pipeline.task.kind,
             "version": f"checkpoint format {FORMAT}",
             "seconds": round(time.time() - started, 3),
             "waiting": service.waiting,
@@ -398,7 +421,7 @@ def make_app(service, key: str = ""):
     @app.get("/schema")
     async def schema():
         """Describe a record and an answer, with an example."""
-        pipeline = service.pipeline
+        pipeline = service.model.pipeline
         return {
             "kind": service.kind,
             "task": pipeline.task.kind,
@@ -430,7 +453,7 @@ def make_app(service, key: str = ""):
     def openapi() -> dict:
         """Describe the model that answers now, which a reload may have changed."""
         asked = next(route for route in app.routes if route.path == "/predict")
-        asked.openapi_extra, app.openapi_schema = openapi_parts(service.pipeline), None
+        asked.openapi_extra, app.openapi_schema = openapi_parts(service.model.pipeline), None
         return FastAPI.openapi(app)
 
     app.openapi = openapi
@@ -444,10 +467,10 @@ def live_score(service) -> dict:
 
     The interval of an accuracy is Wilson's (1927), that of a mean absolute error the normal one.
     """
-    count, mean, square = service.log.score(service.sha256)
+    count, mean, square = service.log.score(service.model.sha256)
     if not count:
         return {"targets": 0}
-    if not service.pipeline.task.classes:
+    if not service.model.pipeline.task.classes:
         half = 1.96 * math.sqrt(max(0.0, square - mean**2) / count)
         return {"targets": count, "mae": mean, "interval": [max(0.0, mean - half), mean + half]}
     p, z2 = 1 - mean, 1.96**2
@@ -479,10 +502,12 @@ def serve(options: Options) -> None:
     if service.kind == "tabular":
         torch.set_num_threads(1)  # a small network gains nothing from more, and the event loop needs a core
     try:
-        listener = socket.create_server((options.host, options.port), backlog=2048)
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        listener = socket.create_server((options.host, options.port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {options.host} --port {options.port}: cannot listen there ({error}).") from None
     host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     print(f"{options.checkpoint} answers at http://{host}:{port} (Ctrl-C stops)", flush=True)
     app = make_app(service, options.api_key or os.environ.get("API_KEY", ""))
     gc.freeze()  # what is loaded by now stays: looking through it again takes the garbage collector 70 ms

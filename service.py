@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
 
+from cells import canonical, to_numbers
 from drift import Profile
 from errors import UserError
 from images import data_url
@@ -27,14 +29,38 @@ from runtime import load
 GATHER = 0.002  # seconds in which requests are gathered
 AT_ONCE = 512  # records in a forward pass, at least one request
 MOST_WAITING = 4096  # records; beyond, requests are refused
-WINDOW = 5_000  # records that drift is looked for in
+LARGEST = 1e100  # of true numbers, so that squares of errors can be added up
+WINDOW, PART = 5_000, 100  # records that drift is looked for in, and that are counted together
+
+
+@dataclass(eq=False)
+class Model:
+    """A model that answers, the fingerprint of its file, and what its newest records looked like."""
+
+    pipeline: Pipeline
+    sha256: str
+    window: deque[list] = field(default_factory=deque)  # of [number of records, their counts]
+
+    def __post_init__(self):
+        self.profile = Profile(self.pipeline.profile)
+
+    def note(self, rows: int, counts: dict) -> None:
+        """Add the counts of newer records to the window, in parts that are large enough to be few."""
+        if self.window and self.window[-1][0] < PART:
+            self.window[-1][0] += rows
+            self.window[-1][1].update(counts)
+        else:
+            self.window.append([rows, collections.Counter(counts)])
+        while sum(part for part, _ in self.window) - self.window[0][0] >= WINDOW:
+            self.window.popleft()
 
 
 @dataclass(eq=False)
 class Request:
-    """What one client wants to know, and what it will be told."""
+    """What one client wants to know, of which model, and what it will be told."""
 
     records: list[dict]
+    model: Model
     future: asyncio.Future
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -71,15 +97,14 @@ class Service:
         self.log = Log(log) if log else None
         self.queue: deque[Request] = deque()
         self.waiting = 0  # records
-        self._use(load(checkpoint), sha256_of(checkpoint))
+        self.model = self._load()
+        self.kind = kind_of(self.model.pipeline.preprocessor)
 
-    def _use(self, pipeline: Pipeline, sha256: str) -> None:
+    def _load(self) -> Model:
+        pipeline, sha256 = load(self.checkpoint), sha256_of(self.checkpoint)
         if pipeline.preprocessor is None:
             raise UserError(f"{self.checkpoint}: this model was saved without preprocessing: it cannot be asked.")
-        self.pipeline, self.sha256, self.kind = pipeline, sha256, kind_of(pipeline.preprocessor)
-        self.profile = Profile(pipeline.profile)
-        self.window: deque[tuple[int, dict]] = deque()  # (records, their counts)
-        self.seen = 0  # records in it
+        return Model(pipeline, sha256)
 
     async def run(self) -> None:
         """Answer what is asked, until cancelled."""
@@ -88,7 +113,7 @@ class Service:
             await self.arrived.wait()
             await asyncio.sleep(GATHER)
             batch, size = [], 0
-            while self.queue and (not batch or size + len(self.queue[0].records) <= AT_ONCE):
+            while self.queue and (not batch or self._fits(batch[0], size)):
                 batch.append(self.queue.popleft())
                 size += len(batch[-1].records)
             if not self.queue:
@@ -106,38 +131,46 @@ class Service:
                 else:
                     request.future.set_result(answer)
 
-    async def ask(self, records: list[dict]) -> tuple[str, list[dict]]:
-        """Return (request id, answers) for records. Raises UserError for records that cannot be read, and HTTPException
-        where too many are waiting."""
+    def _fits(self, first: Request, size: int) -> bool:
+        """Tell whether the next request goes into the batch that `first` began: after a reload, none of before does."""
+        return size + len(self.queue[0].records) <= AT_ONCE and self.queue[0].model is first.model
+
+    async def ask(self, records: list[dict], model: Model | None = None) -> tuple[str, list[dict]]:
+        """Return (request id, answers) for records, of the model that they were checked for (the present one).
+
+        Raises UserError for records that cannot be read, and HTTPException where too many are waiting.
+        """
         if self.waiting and self.waiting + len(records) > MOST_WAITING:
             raise HTTPException(503, "too many records are waiting: try again in a second.", {"Retry-After": "1"})
-        request = Request(records, asyncio.get_running_loop().create_future())
+        request = Request(records, model or self.model, asyncio.get_running_loop().create_future())
         self.waiting += len(records)
         self.queue.append(request)
         self.arrived.set()
         return request.id, await request.future
 
     def _answer_all(self, batch: list[Request]) -> list:
-        """Answer requests in one pass; where that fails, each for itself, so that the bad one alone is refused."""
+        """Answer requests to one model in one pass; where that fails, each for itself, so that the bad one alone is
+        refused."""
         self.metrics.batch.observe(sum(len(request.records) for request in batch))
         try:
-            answers = iter(self._answer([record for request in batch for record in request.records]))
+            together = [record for request in batch for record in request.records]
+            answers = iter(self._answer(together, batch[0].model))
             parts = [[next(answers) for _ in request.records] for request in batch]
         except Exception:  # a bug that one request meets is not to be met by all others
             parts = [self._answer_one(request) for request in batch]
         if self.log:
             answered = [(r, p) for r, p in zip(batch, parts, strict=True) if isinstance(p, list)]
-            self.log.write(answered, self.sha256)
+            self.log.write(answered, self.kind)
         return parts
 
     def _answer_one(self, request: Request) -> list[dict] | Exception:
         try:
-            return self._answer(request.records)
+            return self._answer(request.records, request.model)
         except Exception as error:  # raised where the request is waited for
             return error
 
-    def _answer(self, records: list) -> list[dict]:
-        pipeline, known = self.pipeline, self.pipeline.preprocessor
+    def _answer(self, records: list, model: Model) -> list[dict]:
+        pipeline, known = model.pipeline, model.pipeline.preprocessor
         frame = as_frame(records)
         inputs, logits = pipeline.ask(frame)
         answers = pipeline.task.answer(logits)
@@ -148,37 +181,34 @@ class Service:
                 self.metrics.predictions.labels(str(answer["prediction"])).inc()
         else:
             self.metrics.predictions.labels("number").inc(len(answers))
-        if self.profile.columns:
-            self.window.append((len(frame), self.profile.count(known.measure(frame, inputs))))
-            self.seen += len(frame)
-            while self.seen - self.window[0][0] >= WINDOW:
-                self.seen -= self.window.popleft()[0]
+        if model.profile.columns:
+            model.note(len(frame), model.profile.count(known.measure(frame, inputs)))
         return answers
 
     def drift(self) -> dict:
         """Compare the newest records with the training data, and set the gauge of Prometheus."""
-        window, total = self.window.copy(), collections.Counter()
+        model, total = self.model, collections.Counter()
+        window = model.window.copy()
         for _, counts in window:
             total.update(counts)
-        columns = self.profile.compare(total)
+        columns = model.profile.compare(total)
         for name, state in columns.items():
             self.metrics.psi.labels(name).set(state["psi"])
         return {"rows": sum(rows for rows, _ in window), "window": WINDOW, "columns": columns}
 
     async def reload(self) -> str:
-        """Read the checkpoint's file again and answer with it from the next batch on; return its sha256.
+        """Read the checkpoint's file again and answer with it whoever asks from then on; return its sha256.
 
         Raises UserError, and goes on with the old one, where it cannot be loaded, answers its golden rows otherwise, or
         is a model of something else.
         """
-        loop, old = asyncio.get_running_loop(), self.pipeline
-        sha256 = await loop.run_in_executor(None, sha256_of, self.checkpoint)
-        pipeline = await loop.run_in_executor(None, load, self.checkpoint)
-        was, now = ((kind_of(p.preprocessor), p.task.kind, p.task.target) for p in (old, pipeline))
+        model = await asyncio.to_thread(self._load)
+        pipelines = self.model.pipeline, model.pipeline
+        was, now = ((kind_of(p.preprocessor), p.task.kind, p.task.target) for p in pipelines)
         if was != now:
             raise UserError(f"{self.checkpoint}: of {' '.join(map(str, now))}, and this service is of {' '.join(was)}.")
-        await loop.run_in_executor(self.thread, self._use, pipeline, sha256)  # between two batches
-        return sha256
+        self.model = model
+        return model.sha256
 
 
 def sha256_of(path: str) -> str:
@@ -198,24 +228,25 @@ class Log:
             self.database = sqlite3.connect(path, check_same_thread=False)
             self.database.executescript(
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
-                "CREATE TABLE IF NOT EXISTS requests (id TEXT, row INTEGER, time REAL, model TEXT, record TEXT,"
-                " answer TEXT, name TEXT, target TEXT, error REAL, PRIMARY KEY (id, row));"
+                "CREATE TABLE IF NOT EXISTS requests (id TEXT, row INTEGER, time REAL, model TEXT, kind TEXT,"
+                " record TEXT, answer TEXT, name TEXT, target TEXT, error REAL, PRIMARY KEY (id, row));"
                 "CREATE INDEX IF NOT EXISTS errors ON requests (model, error) WHERE error IS NOT NULL;"
+                "SELECT kind FROM requests LIMIT 0;"  # one of before there was this column cannot be written to
             )
         except sqlite3.Error as error:
             raise UserError(f"--log {path}: cannot be used as a database ({error}).") from None
 
-    def write(self, answered: list[tuple[Request, list[dict]]], model: str) -> None:
-        """Add the records of requests and their answers, in one transaction. model: sha256 of the checkpoint."""
+    def write(self, answered: list[tuple[Request, list[dict]]], kind: str) -> None:
+        """Add the records of requests and their answers, in one transaction. kind: of data."""
         now = time.time()
         rows = [
-            (request.id, i, now, model, json.dumps(record, default=data_url), json.dumps(answer))
+            (request.id, i, now, request.model.sha256, kind, json.dumps(record, default=data_url), json.dumps(answer))
             for request, answers in answered
             for i, (record, answer) in enumerate(zip(request.records, answers, strict=True), start=1)
         ]
         with self.lock, self.database:
             self.database.executemany(
-                "INSERT INTO requests (id, row, time, model, record, answer) VALUES (?, ?, ?, ?, ?, ?)", rows
+                "INSERT INTO requests (id, row, time, model, kind, record, answer) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
             )
 
     def answers(self, request: str) -> list[dict]:
@@ -242,13 +273,21 @@ class Log:
         return count, mean or 0.0, square or 0.0
 
 
-def errors_of(task, answers: list[dict], targets: list) -> list[float]:
-    """Return how wrong answers were: 0 or 1 for classes, the absolute difference for numbers.
+def errors_of(name: str, answers: list[dict], targets: list) -> list[float]:
+    """Return how wrong answers were, whichever model gave them: 0 or 1 for classes, the absolute difference for
+    numbers. name: the target's.
 
-    Raises UserError for a target that is no class of the model, or no number.
+    Raises UserError for a target that is no class of that model, or no number.
     """
-    series = pd.Series(targets, index=range(1, len(targets) + 1), name=task.target)
-    true = task.decode(task.encode(series)).tolist()
-    if task.classes:
-        return [float(str(task.classes[t]) != str(a["prediction"])) for t, a in zip(true, answers, strict=True)]
-    return [abs(t - a["prediction"]) for t, a in zip(true, answers, strict=True)]
+    series = pd.Series(targets, index=range(1, len(targets) + 1), name=name)
+    if "probabilities" in answers[0]:
+        classes = {canonical(c): c for c in answers[0]["probabilities"]}
+        for row, target in series.items():
+            if canonical(target) not in classes:
+                raise UserError(f"row {row}: {str(target)!r} is no class of the model ({', '.join(classes)}).")
+        return [float(canonical(t) != canonical(a["prediction"])) for t, a in zip(targets, answers, strict=True)]
+    numbers = to_numbers(series)
+    far = np.isnan(numbers) | (np.abs(numbers) > LARGEST)
+    if far.any():
+        raise UserError(f"row {series.index[far.argmax()]}: {targets[far.argmax()]!r} is no number that can be true.")
+    return [abs(t - a["prediction"]) for t, a in zip(numbers.tolist(), answers, strict=True)]

@@ -92,8 +92,8 @@ def test_a_bug_that_one_request_meets_is_not_met_by_others(everything, monkeypat
     monkeypatch.setattr(service_module, "GATHER", 0.05)
     service, answer = Service(str(everything["text", "binary"])), Service._answer
 
-    def stumble(self, records):
-        return 1 / 0 if {"review": "stumble"} in records else answer(self, records)
+    def stumble(self, records, model):
+        return 1 / 0 if {"review": "stumble"} in records else answer(self, records, model)
 
     monkeypatch.setattr(Service, "_answer", stumble)
 
@@ -129,6 +129,10 @@ def test_pages_of_other_sites_cannot_ask(everything):
         for origin, status in (("http://evil", 403), ("null", 403), ("http://testserver", 200)):
             answer = client.post("/predict", json={"records": ["great"]}, headers={"Origin": origin})
             assert answer.status_code == status
+        # Behind a proxy that does not pass the host on, the browser's own word counts
+        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+            headers = {"Origin": "https://model.example", "Sec-Fetch-Site": site}
+            assert client.post("/predict", json={"records": ["great"]}, headers=headers).status_code == status
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +155,7 @@ REFUSED = {
     "too large": ({"age": 10**30}, "too large"),
     "infinite": (b'{"records": [{"age": Infinity}]}', "Infinity is no number"),
     "deep": (b"[" * 100_000, "no JSON"),
+    "endless": (b'{"records": [' + b"[]," * 1_000_001, "more than 1,000,000 values"),
     "long": ({"city": "x" * 100_001}, "at most 100,000"),
     "missing": ({"age": None, "agee": 3}, "column 'age' is missing. Did you mean 'agee'?"),
 }
@@ -216,6 +221,31 @@ def test_more_than_the_limits_is_refused(everything, monkeypatch):
         refused = [r for r in found if r.status_code == 503]
         assert refused and all(r.headers["retry-after"] == "1" for r in refused)
         assert any(r.status_code == 200 for r in found)
+
+
+def test_a_body_that_does_not_come_is_given_up(everything, monkeypatch):
+    monkeypatch.setattr(serve, "LONGEST_BODY", 0.2)
+    sent = []
+
+    async def never():
+        await asyncio.sleep(5)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+    asyncio.run(make_app(Service(str(everything["text", "binary"])))(scope, never, send))
+    assert sent[0]["status"] == 408
+
+
+def test_a_locked_log_is_said(everything, tmp_path):
+    with client_of(everything["text", "binary"], tmp_path / "requests.db") as client:
+        with sqlite3.connect(tmp_path / "requests.db") as other:
+            other.execute("BEGIN EXCLUSIVE")
+            refused = client.post("/predict", json={"records": ["fine"]})
+            assert refused.status_code == 503 and "the log cannot be written to" in refused.json()["detail"]
+            other.rollback()
+        assert client.post("/predict", json={"records": ["fine"]}).status_code == 200
 
 
 def test_a_bug_tells_clients_nothing(everything, monkeypatch):
@@ -305,6 +335,8 @@ def test_feedback_is_kept_scored_and_learned_from(everything, target, tmp_path):
             ({"id": "nobody", "targets": [truth]}, 404),
             ({"id": answer["id"], "targets": []}, 422),
             ({"id": answer["id"], "targets": [{}]}, 422),
+            ({"id": answer["id"], "targets": [1e160]}, 422),
+            ({"id": answer["id"], "targets": [None]}, 422),
             ({"id": answer["id"], "targets": ["neither"]}, 422),
             ([], 422),
         ):
@@ -364,6 +396,39 @@ def test_reload_swaps_the_model_or_keeps_the_old_one(everything, other_model, tm
             refused = client.post("/reload")
             assert refused.status_code == 409 and "the old model answers on" in refused.json()["detail"]
             assert ask()["predictions"] == now
+
+
+def test_whoever_asked_before_a_reload_is_answered_by_the_model_that_was_asked(tmp_path):
+    """Columns and classes may change with a reload: neither requests nor the truth about their answers get lost."""
+    random, checkpoint = np.random.default_rng(0), tmp_path / "best.pt"
+    table = pd.DataFrame({name: random.normal(size=120) for name in "abc"}).assign(y=list("uvw") * 40)
+    others = table[["a", "c", "y"]].assign(y=list("vwx") * 40)
+    quick_run(tmp_path / "old", table[["a", "b", "y"]], data=DataConfig(target="y"), epochs=1)
+    quick_run(tmp_path / "new", others, data=DataConfig(target="y"), epochs=1)
+    shutil.copy(tmp_path / "old" / "best.pt", checkpoint)
+    service = Service(str(checkpoint), str(tmp_path / "requests.db"))
+    old = service.model
+    shutil.copy(tmp_path / "new" / "best.pt", checkpoint)
+
+    async def crowd():
+        worker = asyncio.create_task(service.run())
+        await asyncio.sleep(0)
+        before = [asyncio.create_task(service.ask([{"a": 1.0, "b": 2.0}], old)) for _ in range(3)]
+        await service.reload()
+        after = [service.ask([{"a": 1.0, "c": 2.0}]) for _ in range(3)]
+        late = [service.ask([{"a": 1.0, "b": 2.0}], old)]
+        found = await asyncio.gather(*before, *after, *late)
+        worker.cancel()
+        return found
+
+    found = asyncio.run(crowd())
+    classes = ["".join(answers[0]["probabilities"]) for _, answers in found]
+    assert classes == ["uvw"] * 3 + ["vwx"] * 3 + ["uvw"]
+    assert service.drift()["rows"] == 3 and set(service.drift()["columns"]) == {"a", "c"}
+    with client_of(checkpoint, tmp_path / "requests.db") as client:
+        for i, target, status in ((0, "u", 200), (1, "x", 422), (3, "u", 422), (4, "x", 200), (6, "u", 200)):
+            told = client.post("/feedback", json={"id": found[i][0], "targets": [target]})
+            assert told.status_code == status, told.text
 
 
 def test_half_a_surrogate_pair_breaks_nothing(everything, tmp_path):
