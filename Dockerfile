@@ -1,6 +1,7 @@
 # A service around one model:
 #   docker build -t model .
 #   docker run -p 8000:8000 -e API_KEY=… -v ./runs/x:/model:ro model
+#   docker run … -v log:/log model --checkpoint /model/best.pt --log /log/requests.db
 # The first stage installs, the second keeps only what was installed: no pip cache, no compilers, no tests.
 
 FROM python:3.11-slim AS installed
@@ -8,9 +9,8 @@ FROM python:3.11-slim AS installed
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements-serve.txt .
 RUN python -m venv --without-pip /venv \
-    && alias add="pip --python /venv/bin/python install --no-cache-dir --no-compile" \
-    && add --extra-index-url "$TORCH_INDEX" "$(grep ^torch== requirements-serve.txt)+cpu" \
-    && add -r requirements-serve.txt \
+    && pip --python /venv/bin/python install --no-cache-dir --no-compile --extra-index-url "$TORCH_INDEX" \
+       "$(grep ^torch== requirements-serve.txt)+cpu" -r requirements-serve.txt \
     && cd /venv/lib/python3.11/site-packages \
     && rm -rf torch/include torch/test pandas/tests pyarrow/include pyarrow/tests numpy/*/tests
 
@@ -20,6 +20,7 @@ ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY errors.py cells.py preprocessing.py images.py text.py huggingface.py reader.py drift.py \
      model.py task.py pipeline.py runtime.py service.py serve.py predict.py page.html ./
+RUN install -d -o nobody /log
 USER nobody
 EXPOSE 8000
 STOPSIGNAL SIGTERM
