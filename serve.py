@@ -186,8 +186,9 @@ def read_pieces(path: str, kind: str, pipeline, columns: list[str]):
 
     kept = (str, int, float, list, dict, datetime, type(None))  # not what else is in parquet, such as decimals
     for frame in read_inputs(path, kind, pipeline.preprocessor, pipeline.task):
-        if set(columns) <= set(frame):  # else read_records looks for the nearest name among all of them
-            frame = frame[columns]
+        if not set(columns) <= set(frame):  # to be refused, with the nearest name in the file
+            read_records({"records": [dict.fromkeys(frame)]}, kind, columns)
+        frame = frame[columns]
         for start in range(0, len(frame), FILE_PIECE):
             part = frame.iloc[start : start + FILE_PIECE]
             records = [

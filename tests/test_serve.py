@@ -636,6 +636,10 @@ def test_a_file_of_texts_keeps_its_empty_ones(everything, name, tmp_path):
         ("t.csv.gz", lambda t: gzip.compress(b"a")[:-4], "t.csv.gz: cannot be read (Compressed file ended"),
         ("t.csv.gz", lambda t: gzip.compress(bytes(5_000_000)), "t.csv.gz: more than 4,000,000 bytes"),
         ("t.parquet", lambda t: b"PAR1", "t.parquet: cannot be read as parquet"),
+        ("t.csv", lambda t: b'age,city\n"' + b"x\n" * 600_000, "t.csv: cannot be read (field larger"),
+        ("t.csv", lambda t: ",".join(map(str, range(9_000))) + "\n" + "," * 8_999, "column 'age' is missing. There is"),
+        ("t.csv", lambda t: b"a" * 1_100_000 + b"\n1\n", "t.csv: the first 1,048,576 bytes hold no line end"),
+        ("t.jsonl", lambda t: b"[" * 100_000, "t.jsonl: line 1 is no JSON"),
         ("t.db", lambda t: b"", "t.db: a file of records is csv"),
         ("t.xlsx", lambda t: b"", "Save the sheet as csv."),
         ("/etc/.csv/", lambda t: b"", "the name must end in"),
@@ -699,3 +703,72 @@ def test_the_page_asks_the_model(browser, everything, kind, tmp_path):
         )
         assert unlabelled == 0
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    """A model of columns whose names, dates and words are like one another."""
+    rows, random = 120, np.random.default_rng(0)
+    days = pd.date_range("2020-01-01", periods=rows)
+    table = pd.DataFrame(
+        {
+            "city": random.choice(["Seoul", "Paris"], rows),
+            "city-list": random.choice(["Oslo", "Rome"], rows),
+            "clock": (days + pd.to_timedelta(random.integers(1, 86_000, rows), unit="s")).astype(str),
+            "midnight": days,
+            "day": days.strftime("%Y-%m-%d"),
+            "german": days.strftime("%d.%m.%Y"),
+            "member": random.choice(["Y", "N"], rows),
+        }
+    )
+    table["target"] = np.where((table["city"] == "Seoul") ^ (table["member"] == "Y"), "high", "low")
+    folder = tmp_path_factory.mktemp("awkward")
+    return quick_run(folder / "run", table, data=DataConfig(target="target")).out / "best.pt"
+
+
+def test_the_schema_allows_what_the_service_takes(awkward):
+    with client_of(awkward) as client:
+        schema = client.get("/schema").json()
+        columns, example = schema["record"]["properties"], schema["example"]
+        assert [name for name, what in columns.items() if what.get("format") == "date"] == ["day"]
+        assert columns["clock"]["examples"] == [example["clock"]] and "%d.%m.%Y" in columns["german"]["description"]
+        assert columns["member"]["type"] == ["boolean", "string", "number", "null"] and "enum" not in columns["member"]
+        for word in (example["member"], "y", "OFF", "t", 1, 0, True, None):
+            assert client.post("/predict", json={"records": [example | {"member": word}]}).status_code == 200
+        assert {"file"} == set(
+            client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"][
+                "multipart/form-data"
+            ]["schema"]["properties"]
+        )
+
+
+def test_the_page_sends_what_its_fields_show(browser, awkward, tmp_path):
+    """To a service with a key, which the address holds; the feedback is of the answer that is seen."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    pipeline = Pipeline.load(awkward)
+    expected = pipeline.predict(pipeline.examples[:1])["probability"].iloc[0]
+    with running(awkward, "--log", tmp_path / "requests.db", env={"API_KEY": "k"}) as (_, address):
+        browser.get(address.replace("//", "//user:k@"))
+        WebDriverWait(browser, 20).until(lambda b: b.title == "Predict target")
+        fields = browser.find_elements(By.CSS_SELECTOR, "#fields input, #fields select")
+        assert [f.get_attribute("value") for f in fields[:-1]] == [
+            v for name, v in pipeline.examples[0].items() if name != "member"
+        ]
+        predict, feedback = (
+            browser.find_element(By.CSS_SELECTOR, "#form button"),
+            browser.find_element(By.ID, "feedback"),
+        )
+        predict.click()
+        assert f"{100 * expected:.1f} %" in browser.find_element(By.CLASS_NAME, "bars").text
+        WebDriverWait(browser, 20).until(lambda _: feedback.is_displayed())
+        assert browser.switch_to.active_element == predict
+        fields[2].clear()
+        fields[2].send_keys("soon")
+        predict.click()
+        assert "column 'clock': 'soon'" in browser.find_element(By.CSS_SELECTOR, "#answer .wrong").text
+        assert not feedback.is_displayed()
+        (tmp_path / "bad.csv").write_text("citi\nSeoul\n")
+        browser.find_element(By.ID, "file").send_keys(str(tmp_path / "bad.csv"))
+        assert "Did you mean 'citi'?" in browser.find_element(By.CSS_SELECTOR, "#answers .wrong").text
