@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,10 +195,12 @@ def sniff(path: str | Path, text_column: str = "") -> Dialect:
         whole_lines = text[: text.rfind("\n") + 1] if len(head) == HEAD else text
         separator = _separator(whole_lines)
         rows = (r for r in csv.reader(io.StringIO(whole_lines), delimiter=separator) if r)
-        raw_header = next(rows)
+        raw_header = next(rows, [])
+        if not raw_header:
+            raise UserError(f"{path}: the first {HEAD:,} bytes hold no line end: this is no table.")
         header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(raw_header)]
-        for i, name in enumerate(header):
-            if name in header[:i]:
+        for name, count in Counter(header).items():
+            if count > 1:
                 raise UserError(f"{path}: column {name!r} is there twice: rename one of them.")
         decimal = "."
         if separator != ",":  # where a comma parts the fields it cannot part a number
@@ -273,7 +276,7 @@ def _csv_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
 
 def _ragged_row(path: str | Path, dialect: Dialect) -> tuple[int, int]:
     """Find the number of the first row whose fields are not as many as the header's, which Arrow does not tell."""
-    with io.TextIOWrapper(_open(path), encoding=dialect.encoding, newline="") as text:
+    with _reading(path), io.TextIOWrapper(_open(path), encoding=dialect.encoding, newline="") as text:
         rows = (row for row in csv.reader(text, delimiter=dialect.separator) if row)
         return next(((i, len(row)) for i, row in enumerate(rows) if len(row) != len(dialect.header)), (0, 0))
 
@@ -339,7 +342,7 @@ def _stream_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
                 continue
             try:
                 record = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} is no JSON ({error}).") from None
             if not isinstance(record, dict):
                 raise UserError(f"{path}: line {number} is no JSON object: each line is one record in braces.")

@@ -14,14 +14,19 @@ import asyncio
 import base64
 import contextlib
 import gc
+import gzip
 import json
 import math
+import re
 import secrets
 import signal
 import sqlite3
 import sys
+import tempfile
 import time
+import zlib
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from errors import UserError, did_you_mean, parse_flags, run
@@ -30,6 +35,8 @@ MAX_BODY = 32 << 20  # bytes of a request
 MAX_BODIES = 256 << 20  # bytes of all requests that are being answered
 MAX_RECORDS = 1_000  # of a request
 MAX_VALUES = 1_000_000  # of JSON: reading more would hold up all other requests
+MAX_FILE_ROWS = 100_000  # of an uploaded table
+FILE_PIECE = 500  # rows of it that are asked at once
 MAX_TEXT = 100_000  # characters of a text, or of any other cell
 MAX_PIXELS = 50_000_000  # of the images of a request
 LONGEST_BODY = 60  # seconds in which a request is to be here
@@ -59,24 +66,25 @@ class Options:
 # ---------------------------------------------------------------- what is asked
 
 
-def read_records(body, kind: str, columns: list[str]) -> list[dict]:
+def read_records(body, kind: str, columns: list[str], first: int = 1) -> list[dict]:
     """Check what a client sent as JSON and return its records, without columns that the model does not know.
 
-    A text or an image may come without its column. Raises UserError, naming row and column.
+    A text or an image may come without its column. first: the number of the first record.
+    Raises UserError, naming row and column.
     """
     if not isinstance(body, dict) or not isinstance(body.get("records"), list):
         raise UserError('the body is to be JSON of the form {"records": [...]}.')
     records, kept = body["records"], []
     if not 1 <= len(records) <= MAX_RECORDS:
         raise UserError(f"records: 1 to {MAX_RECORDS} in a request, not {len(records)}.")
-    for row, record in enumerate(records, start=1):
+    for row, record in enumerate(records, start=first):
         if kind != "tabular" and not isinstance(record, dict):
             record = {columns[0]: record}
         if not isinstance(record, dict):
             raise UserError(f"row {row}: a record is an object of columns and values, not {type(record).__name__}.")
         for name in columns:
             if name not in record:
-                others = [c for c in record if c not in columns][:50]
+                others = [c for c in record if c not in columns][:1000]
                 raise UserError(f"row {row}, column {name!r} is missing.{did_you_mean(name, others, others)}")
         check = _image if kind == "image" else _cell
         kept.append({name: check(row, name, record[name]) for name in columns})
@@ -120,8 +128,8 @@ def _no_constant(name: str):
     raise ValueError(f"{name} is no number of JSON; an empty cell is null")
 
 
-async def read_files(request, column: str) -> list[dict]:
-    """Return the files of a multipart form, whatever their fields are called, as records."""
+async def read_files(request) -> list:
+    """Return the files of a multipart form, whatever their fields are called."""
     from starlette.exceptions import HTTPException
 
     try:
@@ -130,7 +138,7 @@ async def read_files(request, column: str) -> list[dict]:
         if error.status_code != 400:  # that of a damaged form
             raise
         raise UserError(f"the form cannot be read: {error.detail}") from None
-    files = [{column: await file.read()} for _, file in form.multi_items()]
+    files = [file for _, file in form.multi_items()]
     if not files:
         raise UserError("the form holds no file.")
     return files
@@ -147,6 +155,74 @@ def check_pixels(records: list[dict]) -> None:
             pixels += count_pixels(cell)
     if pixels > MAX_PIXELS:
         raise UserError(f"the images have {pixels:,} pixels together, a request at most {MAX_PIXELS:,}.")
+
+
+def save_upload(file, name: str, folder: str) -> str:
+    """Write a file of records into a folder, unpacked, and return its path, which ends as its name does.
+
+    Raises UserError where that is no ending of a table, or the file is damaged or too large.
+    """
+    from reader import FORMATS, file_format
+
+    if file_format(name) == "log":
+        raise UserError(f"{name}: a file of records is csv, tsv, txt, jsonl or parquet.")
+    path = Path(folder, "file" + next(s for s in reversed(Path(name.lower()).suffixes) if s in FORMATS))
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    try:
+        with open(path, "wb") as copy, gzip.open(file) if packed else file as source:
+            while block := source.read(1 << 20):
+                if copy.tell() > MAX_BODIES:  # a few packed bytes can be gigabytes
+                    raise UserError(f"{name}: more than {MAX_BODIES:,} bytes when it is unpacked.")
+                copy.write(block)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{name}: cannot be read ({error}).") from None
+    return str(path)
+
+
+def read_pieces(path: str, kind: str, pipeline, columns: list[str]):
+    """Yield (number of its first row, records) of each piece of a file, read as predict.py reads it."""
+    from predict import read_inputs
+
+    kept = (str, int, float, list, dict, datetime, type(None))  # not what else is in parquet, such as decimals
+    for frame in read_inputs(path, kind, pipeline.preprocessor, pipeline.task):
+        if not set(columns) <= set(frame):  # to be refused, with the nearest name in the file
+            read_records({"records": [dict.fromkeys(frame)]}, kind, columns)
+        frame = frame[columns]
+        for start in range(0, len(frame), FILE_PIECE):
+            part = frame.iloc[start : start + FILE_PIECE]
+            records = [
+                {name: cell if isinstance(cell, kept) else str(cell) for name, cell in record.items()}
+                for record in part.astype(object).where(part.notna(), None).to_dict("records")
+            ]
+            first = int(part.index[0])
+            yield first, read_records({"records": records}, kind, columns, first)
+
+
+async def answer_file(service, model, upload, columns: list[str]) -> str:
+    """Return as JSON what predict.py would answer to a file, asked piece by piece under one request id.
+
+    Raises UserError, naming the file's row, where it cannot be read, or it or its answers are too large.
+    """
+    name, path, request_id, parts, size = upload.filename, "", "", [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = await asyncio.to_thread(save_upload, upload.file, name, folder)
+            pieces = read_pieces(path, service.kind, model.pipeline, columns)
+            while piece := await asyncio.to_thread(next, pieces, None):
+                first, records = piece
+                if first + len(records) - 1 > MAX_FILE_ROWS:
+                    raise UserError(f"{name}: more than {MAX_FILE_ROWS:,} rows: send it in parts, or ask predict.py.")
+                request_id, answers = await service.ask(records, model, first, request_id)
+                parts.append(json.dumps(answers, ensure_ascii=False)[1:-1])
+                size += len(parts[-1])
+                if size > MAX_BODIES:
+                    raise UserError(f"{name}: more than {MAX_BODIES:,} bytes of answers: send it in parts.")
+        except UserError as error:
+            raise UserError(str(error).replace(path or name, name)) from None
+    if not parts:
+        raise UserError(f"{name}: there are no rows below the header.")
+    return f'{{"id": "{request_id}", "predictions": [{", ".join(parts)}]}}'
 
 
 # ---------------------------------------------------------------- what it may be
@@ -174,10 +250,11 @@ def record_schema(pipeline) -> dict:
             examples = [v for v in state["values"] if v][:100]
             what = {"type": ["string", "number", "boolean", "null"], "examples": examples}
         elif state["kind"] == "boolean":
-            what = {"type": ["boolean", "string", "null"], "enum": [True, False, "yes", "no", "true", "false", None]}
+            what = {"type": ["boolean", "string", "number", "null"], "examples": [True, False, "yes", "no", 1, 0]}
         else:
-            what = {"type": ["string", "null"], "description": f"date, as {state['form']}"}
-            if state["form"] == "ISO8601":
+            examples = [e[name] for e in pipeline.examples if e[name] is not None]
+            what = {"type": ["string", "null"], "description": f"date, as {state['form']}", "examples": examples[:1]}
+            if state["form"] == "ISO8601" and all(re.fullmatch(r"\d{4}-\d\d-\d\d", e) for e in examples):
                 what["format"] = "date"
         properties[name] = what | {"x-kind": state["kind"]}
     return _object(properties)
@@ -192,9 +269,12 @@ def openapi_parts(pipeline) -> dict:
     content = _json(_object({"records": records}))
     if example:
         content["application/json"]["example"] = {"records": example}
+    file = {"type": "string", "format": "binary"}
     if kind_of(pipeline.preprocessor) == "image":
-        files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-        content["multipart/form-data"] = {"schema": _object({"files": files})}
+        form = {"files": {"type": "array", "minItems": 1, "items": file}}
+    else:
+        form = {"file": file | {"description": "csv, tsv, txt, jsonl or parquet, by its name; also .gz"}}
+    content["multipart/form-data"] = {"schema": _object(form)}
     answer = {"prediction": {"type": "number"}}
     if task.classes:
         kind = {bool: "boolean", str: "string"}.get(type(task.classes[0]), "number")
@@ -363,8 +443,13 @@ def make_app(service, key: str = ""):
         model = service.model  # that answers, whatever is reloaded meanwhile
         known = model.pipeline.preprocessor
         columns = list(known.used) if service.kind == "tabular" else [known.column]
-        if service.kind == "image" and request.headers.get("content-type", "").startswith("multipart/"):
-            records = await read_files(request, *columns)
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            files = await read_files(request)
+            if service.kind != "image":
+                if len(files) > 1:
+                    raise UserError(f"one file in a request, not {len(files)}.")
+                return Response(await answer_file(service, model, *files, columns), media_type="application/json")
+            records = [{known.column: await file.read()} for file in files]
         else:
             records = read_records(await read_json(request), service.kind, columns)
         if service.kind == "image":

@@ -62,7 +62,8 @@ class Request:
     records: list[dict]
     model: Model
     future: asyncio.Future
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    first: int  # number of the first record
+    id: str
 
 
 class Metrics:
@@ -135,14 +136,18 @@ class Service:
         """Tell whether the next request goes into the batch that `first` began: after a reload, none of before does."""
         return size + len(self.queue[0].records) <= AT_ONCE and self.queue[0].model is first.model
 
-    async def ask(self, records: list[dict], model: Model | None = None) -> tuple[str, list[dict]]:
+    async def ask(
+        self, records: list[dict], model: Model | None = None, first: int = 1, request_id: str = ""
+    ) -> tuple[str, list[dict]]:
         """Return (request id, answers) for records, of the model that they were checked for (the present one).
 
+        first, request_id: of a piece of a file, the number of its first row and the id of the pieces before.
         Raises UserError for records that cannot be read, and HTTPException where too many are waiting.
         """
         if self.waiting and self.waiting + len(records) > MOST_WAITING:
             raise HTTPException(503, "too many records are waiting: try again in a second.", {"Retry-After": "1"})
-        request = Request(records, model or self.model, asyncio.get_running_loop().create_future())
+        future = asyncio.get_running_loop().create_future()
+        request = Request(records, model or self.model, future, first, request_id or uuid.uuid4().hex)
         self.waiting += len(records)
         self.queue.append(request)
         self.arrived.set()
@@ -165,13 +170,14 @@ class Service:
 
     def _answer_one(self, request: Request) -> list[dict] | Exception:
         try:
-            return self._answer(request.records, request.model)
+            return self._answer(request.records, request.model, request.first)
         except Exception as error:  # raised where the request is waited for
             return error
 
-    def _answer(self, records: list, model: Model) -> list[dict]:
+    def _answer(self, records: list, model: Model, first: int = 1) -> list[dict]:
         pipeline, known = model.pipeline, model.pipeline.preprocessor
         frame = as_frame(records)
+        frame.index += first - 1
         inputs, logits = pipeline.ask(frame)
         answers = pipeline.task.answer(logits)
         for column, count in known.count_unknown(inputs).items():
@@ -219,6 +225,11 @@ def sha256_of(path: str) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
+def _as_json(cell) -> str:
+    """Return what JSON cannot hold, an image or a date of a parquet file, as text."""
+    return data_url(cell) if isinstance(cell, bytes) else str(cell)
+
+
 class Log:
     """Answered records and the true targets that came back, in SQLite; what is written is on the disk."""
 
@@ -240,9 +251,9 @@ class Log:
         """Add the records of requests and their answers, in one transaction. kind: of data."""
         now = time.time()
         rows = [
-            (request.id, i, now, request.model.sha256, kind, json.dumps(record, default=data_url), json.dumps(answer))
+            (request.id, i, now, request.model.sha256, kind, json.dumps(record, default=_as_json), json.dumps(answer))
             for request, answers in answered
-            for i, (record, answer) in enumerate(zip(request.records, answers, strict=True), start=1)
+            for i, (record, answer) in enumerate(zip(request.records, answers, strict=True), start=request.first)
         ]
         with self.lock, self.database:
             self.database.executemany(

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import concurrent.futures
+import gzip
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +22,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, TARGETS, assert_refused, close, command, quick_run
+from conftest import ROOT, TARGETS, assert_refused, close, command, make_table, quick_run
 from fastapi.testclient import TestClient
 from PIL import Image
 from test_images import make_folder
@@ -92,8 +94,8 @@ def test_a_bug_that_one_request_meets_is_not_met_by_others(everything, monkeypat
     monkeypatch.setattr(service_module, "GATHER", 0.05)
     service, answer = Service(str(everything["text", "binary"])), Service._answer
 
-    def stumble(self, records, model):
-        return 1 / 0 if {"review": "stumble"} in records else answer(self, records, model)
+    def stumble(self, records, *rest):
+        return 1 / 0 if {"review": "stumble"} in records else answer(self, records, *rest)
 
     monkeypatch.setattr(Service, "_answer", stumble)
 
@@ -572,7 +574,87 @@ def test_the_command_refuses_what_it_cannot_serve(everything, tmp_path):
             urllib.request.urlopen(address + "/schema")
 
 
-# ---------------------------------------------------------------- the page
+# ---------------------------------------------------------------- the page, and the files that it sends
+
+
+def upload(client, path, data=None):
+    return client.post("/predict", files={"file": (path.name, path.read_bytes() if data is None else data)})
+
+
+def said_by_predict(checkpoint, path, folder):
+    out = folder / "answers.csv"
+    done = command("predict.py", "--checkpoint", checkpoint, "--input", path, "--output", out)
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(out)
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "parquet"])
+def test_a_file_is_answered_as_predict_does(everything, ending, tmp_path):
+    """Rows beyond a request's limit, under one id; words in cp949, decimal commas, and dates of a parquet file."""
+    path, checkpoint = tmp_path / f"my.table.{ending}", everything["tabular", "multiclass"]
+    table = make_table(2500, seed=3).assign(city=lambda t: t["city"].str.replace("Paris", "서울"))
+    if ending == "csv":
+        path.write_bytes(table.to_csv(index=False, sep=";", decimal=",").replace("Köln", "쾰른").encode("cp949"))
+    elif ending == "csv.gz":
+        table.to_csv(path, index=False)
+    elif ending == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.assign(since=pd.to_datetime(table["since"])).to_parquet(path)
+    expected = said_by_predict(checkpoint, path, tmp_path)
+    with client_of(checkpoint, tmp_path / "requests.db") as client:
+        sent = upload(client, path).json()
+        answers = pd.json_normalize(sent["predictions"], sep="_").rename(columns=lambda c: c.replace("ies_", "y_"))
+        assert answers["prediction"].tolist() == expected["prediction"].tolist()
+        assert np.allclose(answers[expected.columns[1:]], expected.iloc[:, 1:], atol=1e-5)
+        told = client.post("/feedback", json={"id": sent["id"], "targets": table["multiclass"].tolist()})
+        assert told.json() == {"kept": 2500}, told.text
+
+
+@pytest.mark.parametrize("name", ["texts.csv", "texts.txt"])
+def test_a_file_of_texts_keeps_its_empty_ones(everything, name, tmp_path):
+    texts, path = ["great film", "", "NA", "정말 지루해요"], tmp_path / name
+    lines = [*texts] if name.endswith(".txt") else ["review", *(f'"{text}"' for text in texts)]
+    path.write_text("\n".join(lines) + "\n", encoding="cp949")
+    with client_of(everything["text", "binary"]) as client:
+        found, asked = upload(client, path).json(), client.post("/predict", json={"records": texts}).json()
+    assert len(found["predictions"]) == 4 and all(map(close, found["predictions"], asked["predictions"]))
+    assert [a["prediction"] for a in found["predictions"]] == said_by_predict(
+        everything["text", "binary"], path, tmp_path
+    )["prediction"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("t.csv", lambda t: t.assign(age=t["age"].astype(str).where(t.index != 2099, "old")), "row 2100, column 'age'"),
+        ("t.csv", lambda t: t.assign(city=t["city"].where(t.index != 2099, "x" * 100_001)), "row 2100, column 'city'"),
+        ("t.csv", lambda t: t.rename(columns={"age": "agee"}), "column 'age' is missing. Did you mean 'agee'?"),
+        ("t.csv", lambda t: t[:0], "t.csv: there are no rows"),
+        ("t.csv", lambda t: t[:9].to_csv(index=False).replace("Seoul", "Seoul,"), "t.csv: row "),
+        ("t.csv", lambda t: pd.concat([t] * 3), "t.csv: more than 5,000 rows"),
+        ("t.csv.gz", lambda t: gzip.compress(b"a")[:-4], "t.csv.gz: cannot be read (Compressed file ended"),
+        ("t.csv.gz", lambda t: gzip.compress(bytes(5_000_000)), "t.csv.gz: more than 4,000,000 bytes"),
+        ("t.parquet", lambda t: b"PAR1", "t.parquet: cannot be read as parquet"),
+        ("t.csv", lambda t: b'age,city\n"' + b"x\n" * 600_000, "t.csv: cannot be read (field larger"),
+        ("t.csv", lambda t: ",".join(map(str, range(9_000))) + "\n" + "," * 8_999, "column 'age' is missing. There is"),
+        ("t.csv", lambda t: b"a" * 1_100_000 + b"\n1\n", "t.csv: the first 1,048,576 bytes hold no line end"),
+        ("t.jsonl", lambda t: b"[" * 100_000, "t.jsonl: line 1 is no JSON"),
+        ("t.db", lambda t: b"", "t.db: a file of records is csv"),
+        ("t.xlsx", lambda t: b"", "Save the sheet as csv."),
+        ("/etc/.csv/", lambda t: b"", "the name must end in"),
+    ],
+)
+def test_a_file_that_cannot_be_answered_is_refused_by_its_row(everything, name, data, message, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_FILE_ROWS", 5000)
+    monkeypatch.setattr(serve, "MAX_BODIES", 4_000_000)
+    data = data(make_table(2500))
+    data = data.to_csv(index=False) if isinstance(data, pd.DataFrame) else data
+    with client_of(everything["tabular", "binary"]) as client:
+        refused = client.post("/predict", files={"file": (name, data)})
+        assert refused.status_code == 422 and message in refused.json()["detail"], refused.text
+        assert tempfile.gettempdir() not in refused.text
+        assert client.post("/predict", files=[("file", ("a.csv", b"")), ("file", ("b.csv", b""))]).status_code == 422
 
 
 @pytest.fixture(scope="module")
@@ -611,7 +693,7 @@ def test_the_page_asks_the_model(browser, everything, kind, tmp_path):
         browser.find_element(By.CSS_SELECTOR, "#feedback button").click()
         WebDriverWait(browser, 20).until(lambda b: "Kept" in b.find_element(By.ID, "thanks").text)
         if kind != "image":
-            browser.find_element(By.ID, "csv").send_keys(str(checkpoint.parent / "sample.csv"))
+            browser.find_element(By.ID, "file").send_keys(str(checkpoint.parent / "sample.csv"))
             rows = len(pd.read_csv(checkpoint.parent / "sample.csv"))
             assert f"Save {rows} answers" in browser.find_element(By.CSS_SELECTOR, "#answers .button").text
         browser.find_element(By.ID, "look").click()
@@ -621,3 +703,72 @@ def test_the_page_asks_the_model(browser, everything, kind, tmp_path):
         )
         assert unlabelled == 0
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    """A model of columns whose names, dates and words are like one another."""
+    rows, random = 120, np.random.default_rng(0)
+    days = pd.date_range("2020-01-01", periods=rows)
+    table = pd.DataFrame(
+        {
+            "city": random.choice(["Seoul", "Paris"], rows),
+            "city-list": random.choice(["Oslo", "Rome"], rows),
+            "clock": (days + pd.to_timedelta(random.integers(1, 86_000, rows), unit="s")).astype(str),
+            "midnight": days,
+            "day": days.strftime("%Y-%m-%d"),
+            "german": days.strftime("%d.%m.%Y"),
+            "member": random.choice(["Y", "N"], rows),
+        }
+    )
+    table["target"] = np.where((table["city"] == "Seoul") ^ (table["member"] == "Y"), "high", "low")
+    folder = tmp_path_factory.mktemp("awkward")
+    return quick_run(folder / "run", table, data=DataConfig(target="target")).out / "best.pt"
+
+
+def test_the_schema_allows_what_the_service_takes(awkward):
+    with client_of(awkward) as client:
+        schema = client.get("/schema").json()
+        columns, example = schema["record"]["properties"], schema["example"]
+        assert [name for name, what in columns.items() if what.get("format") == "date"] == ["day"]
+        assert columns["clock"]["examples"] == [example["clock"]] and "%d.%m.%Y" in columns["german"]["description"]
+        assert columns["member"]["type"] == ["boolean", "string", "number", "null"] and "enum" not in columns["member"]
+        for word in (example["member"], "y", "OFF", "t", 1, 0, True, None):
+            assert client.post("/predict", json={"records": [example | {"member": word}]}).status_code == 200
+        assert {"file"} == set(
+            client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"][
+                "multipart/form-data"
+            ]["schema"]["properties"]
+        )
+
+
+def test_the_page_sends_what_its_fields_show(browser, awkward, tmp_path):
+    """To a service with a key, which the address holds; the feedback is of the answer that is seen."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    pipeline = Pipeline.load(awkward)
+    expected = pipeline.predict(pipeline.examples[:1])["probability"].iloc[0]
+    with running(awkward, "--log", tmp_path / "requests.db", env={"API_KEY": "k"}) as (_, address):
+        browser.get(address.replace("//", "//user:k@"))
+        WebDriverWait(browser, 20).until(lambda b: b.title == "Predict target")
+        fields = browser.find_elements(By.CSS_SELECTOR, "#fields input, #fields select")
+        assert [f.get_attribute("value") for f in fields[:-1]] == [
+            v for name, v in pipeline.examples[0].items() if name != "member"
+        ]
+        predict, feedback = (
+            browser.find_element(By.CSS_SELECTOR, "#form button"),
+            browser.find_element(By.ID, "feedback"),
+        )
+        predict.click()
+        assert f"{100 * expected:.1f} %" in browser.find_element(By.CLASS_NAME, "bars").text
+        WebDriverWait(browser, 20).until(lambda _: feedback.is_displayed())
+        assert browser.switch_to.active_element == predict
+        fields[2].clear()
+        fields[2].send_keys("soon")
+        predict.click()
+        assert "column 'clock': 'soon'" in browser.find_element(By.CSS_SELECTOR, "#answer .wrong").text
+        assert not feedback.is_displayed()
+        (tmp_path / "bad.csv").write_text("citi\nSeoul\n")
+        browser.find_element(By.ID, "file").send_keys(str(tmp_path / "bad.csv"))
+        assert "Did you mean 'citi'?" in browser.find_element(By.CSS_SELECTOR, "#answers .wrong").text
