@@ -50,8 +50,8 @@ ALLOWED = {
     "runtime": {"errors", "pipeline", "preprocessing", "task"},
     "export": {"errors", "model", "pipeline", "preprocessing", "runtime"},
     "predict": {"drift", "errors", "images", "pipeline", "reader", "runtime", "text"},
-    "service": {"drift", "errors", "images", "pipeline", "preprocessing", "runtime"},
-    "serve": {"errors", "images", "pipeline", "service"},
+    "service": {"cells", "drift", "errors", "images", "pipeline", "preprocessing", "runtime"},
+    "serve": {"errors", "images", "pipeline", "predict", "reader", "service"},
 }
 FILES = sorted(ROOT.glob("*.py"))
 
