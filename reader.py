@@ -385,18 +385,33 @@ def _stream_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
         yield frame()
 
 
+@contextmanager
+def _open_log(path: str | Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with _reading(path), contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as log:
+            yield log
+    except sqlite3.Error as error:
+        raise UserError(f"{path}: no log of requests that can be read ({error}).") from None
+
+
+def log_kind(path: str | Path) -> str:
+    """Return the kind of the records in a log of serve.py: tabular, image or text; "" where it is not one alone."""
+    with _open_log(path) as log:
+        if "kind" not in [column[1] for column in log.execute("PRAGMA table_info(requests)")]:
+            return ""  # logs of before it was kept
+        kinds = log.execute("SELECT DISTINCT kind FROM requests WHERE target IS NOT NULL").fetchall()
+    return kinds[0][0] or "" if len(kinds) == 1 else ""
+
+
 def _stream_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
     """Read the records that serve.py --log kept and that were told their true target, which is the last column."""
     query = "SELECT record, name, target FROM requests WHERE target IS NOT NULL ORDER BY rowid"
-    try:
-        with _reading(path), contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as log:
-            found = log.execute(query)
-            while some := found.fetchmany(rows):
-                frame = frame_of([json.loads(record) | {name: json.loads(target)} for record, name, target in some])
-                name = some[-1][1]
-                yield frame[[c for c in frame if c != name] + [name]]
-    except sqlite3.Error as error:
-        raise UserError(f"{path}: no log of requests that can be read ({error}).") from None
+    with _open_log(path) as log:
+        found = log.execute(query)
+        while some := found.fetchmany(rows):
+            frame = frame_of([json.loads(record) | {name: json.loads(target)} for record, name, target in some])
+            name = some[-1][1]
+            yield frame[[c for c in frame if c != name] + [name]]
 
 
 def _stream_parquet(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:

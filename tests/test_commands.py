@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT, TARGETS, assert_refused, command, table_for
 
 
@@ -222,6 +223,18 @@ def test_predict_takes_tables_however_written(runs, tmp_path):
         assert result.returncode == 0, result.stderr.decode()
         expected = expected or result.stdout
         assert result.stdout == expected
+
+
+@pytest.mark.parametrize("empty", ["", "NA", None])
+def test_metrics_are_of_the_rows_that_have_a_label(empty, capsys):
+    from predict import Score
+    from task import Task
+
+    score = Score(Task.fit(pd.Series(["no", "yes"], name="label")))
+    score.add(torch.tensor([[5.0], [5.0], [-5.0], [5.0]]), pd.DataFrame({"label": [empty, "yes", "yes", empty]}))
+    score.add(torch.tensor([[5.0]]), pd.DataFrame({"label": [empty]}))
+    score.show(sys.stdout)
+    assert "accuracy 0.5 " in capsys.readouterr().out
 
 
 MINE = """\
