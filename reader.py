@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -23,7 +24,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from cells import NULLS, frame_of
+from cells import NULLS, canonical, frame_of
 from errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
@@ -42,15 +43,19 @@ LINES_IN_A_CELL = 200  # more than this is a quote that was left open
 def read_class_folders(folder: str | Path, is_wanted: Callable[[Path], bool], notes: list[str]) -> pd.DataFrame:
     """Return a record (file, label) for each wanted file in folder/<class>/, the index counting them from 1.
 
-    Hidden files and those that are not wanted are passed over and counted in `notes`.
+    Hidden files and those that are not wanted are passed over and counted in `notes`. Raises UserError where a folder's
+    name is, as a label, empty or the same as another's.
     """
     classes = sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
-    rows, ignored = [], 0
+    rows, ignored, names = [], 0, {"": "an empty cell"}
     for path in classes:
         files = sorted(p for p in path.rglob("*") if p.is_file())
         wanted = [p for p in files if is_wanted(p)]
         ignored += len(files) - len(wanted)
-        rows += [(str(p), path.name) for p in wanted]
+        name = repr(path.name)
+        if wanted and (same := names.setdefault(canonical(path.name), name)) != name:
+            raise UserError(f"{folder}: the class {name} is read as {same}: rename the folder.")
+        rows += [(_as_text(p), path.name) for p in wanted]
     if rows and ignored:
         notes.append(f"{folder}: {ignored} files that are hidden or of another kind left out")
     return pd.DataFrame(rows, columns=[FILE, LABEL], index=pd.RangeIndex(1, len(rows) + 1, name="row"))
@@ -68,7 +73,14 @@ def find_files(source: str, is_wanted: Callable[[Path], bool], what: str) -> pd.
     files = sorted(filter(is_wanted, found))
     if not files:
         raise UserError(f"{source}: no {what} there.")
-    return pd.DataFrame({FILE: [str(p) for p in files]}, index=pd.RangeIndex(1, len(files) + 1, name="row"))
+    return pd.DataFrame({FILE: list(map(_as_text, files))}, index=pd.RangeIndex(1, len(files) + 1, name="row"))
+
+
+def _as_text(path: Path) -> str:
+    """Return a path as text. Raises UserError where its letters are no UTF-8, which no answer could hold."""
+    if (name := str(path)) != name.encode("utf-8", "replace").decode():
+        raise UserError(f"{os.fsencode(path)!r}: this name of a file is no UTF-8: rename it.")
+    return name
 
 
 def is_text_file(path: Path) -> bool:
@@ -414,13 +426,30 @@ def _stream_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
             yield frame[[c for c in frame if c != name] + [name]]
 
 
-def _stream_parquet(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
+def _stream_parquet(path: str | Path, rows: int, text: str) -> Iterator[pd.DataFrame]:
+    """Read parquet. Columns of bytes that are UTF-8 are text, which some programs write so; others may be images."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    done = 0
     try:
         with _reading(path), parquet.ParquetFile(_open(path)) as file:
             for batch in file.iter_batches(batch_size=rows):
+                for i, field in enumerate(batch.schema):
+                    if not (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)):
+                        continue
+                    try:
+                        batch = batch.set_column(i, field.name, batch[i].cast(pa.string()))
+                    except pa.ArrowInvalid:
+                        if field.name == text:
+                            cells = enumerate(batch[i].to_pylist(), start=done + 1)
+                            row = next(
+                                row for row, cell in cells if cell and cell != cell.decode("utf-8", "ignore").encode()
+                            )
+                            raise UserError(
+                                f"{path}: row {row}, column {text!r} holds bytes that are no UTF-8."
+                            ) from None
+                done += len(batch)
                 frame = batch.to_pandas()
                 yield frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
     except pa.ArrowInvalid as error:
@@ -463,7 +492,7 @@ def read_chunks(
         "csv": lambda: _stream_csv(path, numbers, text),
         "lines": lambda: _stream_lines(path, rows, text),
         "jsonl": lambda: _stream_jsonl(path, rows),
-        "parquet": lambda: _stream_parquet(path, rows),
+        "parquet": lambda: _stream_parquet(path, rows, text),
         "log": lambda: _stream_log(path, rows),
     }["lines" if may_be_lines and not _is_table(path, text) else file_format(path)]
     start = 1
@@ -481,7 +510,7 @@ def read_table(path: str | Path, text: str = "") -> pd.DataFrame:
     if file_format(path) == "csv":
         table = _read_csv(path, text)
     else:
-        chunks = list(read_chunks(path))
+        chunks = list(read_chunks(path, text=text))
         table = pd.concat(chunks, ignore_index=True) if chunks else pd.DataFrame()
     if table.empty:
         raise UserError(f"{path}: there are no rows below the header.")

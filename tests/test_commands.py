@@ -110,6 +110,10 @@ BAD_TABLES = {
     "units": (bad_table(b=[f"{i} kg" for i in range(60)]), ["column 'b'", " kg'", "--columns b=category"]),
     "thousands": (bad_table(b=[f"{i:,}" for i in range(980, 1040)]), ["row 21", "column 'b'", "'1,000'"]),
     "duplicate columns": ("a,a,y\n" + "1,2,no\n3,4,yes\n" * 20, ["column 'a' is there twice"]),
+    "text without spaces": (
+        pd.DataFrame({"review": [f"这家餐厅的菜第{i}次来都很好吃" for i in range(60)], "y": ["no", "yes"] * 30}),
+        ["review: id", "--text COLUMN"],
+    ),
     "regression for binary": (bad_table(y=np.linspace(0, 1, 60)), ["--task binary needs 2", "--task regression"]),
 }
 

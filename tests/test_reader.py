@@ -3,6 +3,8 @@
 import contextlib
 import gzip
 import io
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from errors import UserError
 from preprocessing import TabularPreprocessor
-from reader import read_chunks, read_table, sniff, standard_input
+from reader import find_files, is_text_file, read_chunks, read_class_folders, read_table, sniff, standard_input
 
 ROWS = [("서울", 1.5, "a"), ("부산", -2.25, 'said "no"'), ("대구", 3.0, "two\nlines"), ("서울", 1000.5, "x;y,z\tw")]
 FRAME = pd.DataFrame(ROWS * 5, columns=["도시", "크기", "note"])
@@ -317,3 +319,37 @@ def test_long_texts_are_said_to_need_their_flag(tmp_path):
         with pytest.raises(UserError, match="--text"):
             read_table(tmp_path / "t.csv")
         assert len(read_table(tmp_path / "t.csv", "w")) == 3
+
+
+def test_bytes_in_parquet_are_text_where_they_can_be(tmp_path):
+    pictures = [b"\x89PNG", "가".encode()] * 3
+    frame = pd.DataFrame({"w": ["가".encode(), None, b"b"] * 2, "picture": pictures, "n": range(6)})
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet")
+    assert table["w"].fillna("").tolist() == ["가", "", "b"] * 2 and table["picture"].tolist() == pictures
+    for read in (
+        lambda path: read_table(path, "picture"),
+        lambda path: list(read_chunks(path, text="picture", rows=1)),
+    ):
+        with pytest.raises(UserError, match="row 1, column 'picture' holds bytes that are no UTF-8"):
+            read(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((b"NA", b"b"), "class 'NA' is read as an empty cell"),
+        ((b"01", b"1"), "class '1' is read as '01'"),
+        ((b"a", b"\xff"), "no UTF-8: rename it"),
+    ],
+)
+def test_names_of_class_folders_that_make_no_label(tmp_path, names, message):
+    for name in names:
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)
+        (Path(os.fsdecode(folder)) / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=message):
+        read_class_folders(tmp_path, is_text_file, [])
+    if "UTF-8" in message:
+        with pytest.raises(UserError, match=message):
+            find_files(str(tmp_path), is_text_file, "texts")
