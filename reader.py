@@ -303,13 +303,13 @@ def _csv_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
             if len(batch):
                 rows, last = rows + len(batch), columns[-1][-1].as_py()
             yield pa.RecordBatch.from_arrays(columns, dialect.header)
-    if isinstance(last, str) and len(last.splitlines()) > 1 and _ends_in_a_quote(path):
+    if isinstance(last, str) and re.search(r"[\r\n]", last) and _ends_in_a_quote(path):
         raise UserError(f"{path}: row {rows}: a quote that begins there is left open to the end of the file.")
 
 
 def _ends_in_a_quote(path: str | Path) -> bool:
-    """Tell whether a table whose last cell holds line ends stops inside its quotes: what closes them is one more
-    than pairs."""
+    """Tell whether a table whose last cell holds line ends stops inside its quotes: inside, quotes stand in pairs, and
+    one more closes them."""
     tail = b""
     with _reading(path), _open(path) as file:
         for block in iter(lambda: file.read(HEAD), b""):
@@ -443,12 +443,8 @@ def _stream_parquet(path: str | Path, rows: int, text: str) -> Iterator[pd.DataF
                     except pa.ArrowInvalid:
                         if field.name == text:
                             cells = enumerate(batch[i].to_pylist(), start=done + 1)
-                            row = next(
-                                row for row, cell in cells if cell and cell != cell.decode("utf-8", "ignore").encode()
-                            )
-                            raise UserError(
-                                f"{path}: row {row}, column {text!r} holds bytes that are no UTF-8."
-                            ) from None
+                            row = next(n for n, cell in cells if cell and cell != cell.decode(errors="ignore").encode())
+                            raise UserError(f"{path}: row {row}, column {text!r}: these bytes are no UTF-8.") from None
                 done += len(batch)
                 frame = batch.to_pandas()
                 yield frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
