@@ -55,6 +55,14 @@ def canonical_codes(values: pd.Series) -> tuple[np.ndarray, list[str]]:
     return code_of[raw_codes] if len(code_of) else raw_codes, list(keys)
 
 
+def hold_values(values: pd.Series) -> np.ndarray:
+    """Tell which cells of a target hold a value: neither missing nor a word for that."""
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        return values.notna().to_numpy()
+    codes, keys = canonical_codes(values)
+    return np.array([key != "" for key in keys], dtype=bool)[codes]
+
+
 def frame_of(records: list[dict]) -> pd.DataFrame:
     """Return dicts as a table; a key that only some of them have is an empty cell in the others."""
     try:

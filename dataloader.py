@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cells import canonical_codes, date_format, to_days
+from cells import canonical_codes, date_format, hold_values, to_days
 from config import BUNDLED, DataConfig
 from errors import UserError, did_you_mean, naming
 from images import ENDINGS, digits_folder, is_image_file, resolve_paths
 from preprocessing import infer_kind as infer_column
 from preprocessing import rows_per_pass
-from reader import FILE, LABEL, is_text_file, read_class_folders, read_table, read_text_file
+from reader import FILE, LABEL, is_text_file, log_kind, read_class_folders, read_table, read_text_file
 from task import Task, check_classes, class_counts, infer_kind
 from text import load_docstrings
 
@@ -60,9 +60,6 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     """
     notes: list[str] = []
     tables, sources, target, image, text = _read_all(config, table, notes)
-    for part, source in zip(tables, sources, strict=True):
-        if part is not None:
-            _check_columns(part, config, target, source)
     first = tables[0]
     for name in first:
         if name != target and config.column_kinds().get(name) != "drop" and first[name].isna().all():
@@ -130,23 +127,35 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         records = read_table(path, text)
         return resolve_paths(records, image, path) if image else records
 
-    table = read(paths[0]) if table is None else table
+    from_file = table is None
+    table = read(paths[0]) if from_file else table
     if not target and paths[0].endswith(".db"):
         target = str(table.columns[-1])  # a log knows what it was told
-    if not (image or text) and (text := _find_text(table, target, config)):
-        notes.append(f"--text {text}: it is all that there is to learn from")
-        table = read(paths[0]) if Path(paths[0]).exists() else table  # once more, its cells letter by letter
+    if not (image or text):
+        kind = log_kind(paths[0]) if from_file and paths[0].endswith(".db") else ""
+        image, text = _find_input(table, target, config, kind)
+        if image or text:
+            notes.append(f"--{'image' if image else 'text'} {image or text}: it is all that there is to learn from")
+            table = read(paths[0]) if from_file else table  # once more, its cells letter by letter
     tables = [table, *(read(path) if path else None for path in paths[1:])]
-    if image in table or text in table:
-        kept = {image, text, target, config.group, config.time, *config.column_kinds()}
+    sources = [path or paths[0] for path in paths]
+    for part, source in zip(tables, sources, strict=True):
+        if part is not None:
+            _check_columns(part, config, target, source, image, text)
+    if image or text:
+        kept = {image, text, target, config.group, config.time}
         if others := [c for c in table if c not in kept and c != FILE]:
             notes.append(f"beside the {'images' if image else 'text'} left out: {', '.join(others)}")
         tables = [part if part is None else part[[c for c in part if c in kept]] for part in tables]
-    return tables, [path or paths[0] for path in paths], target, image, text
+    return tables, sources, target, image, text
 
 
-def _find_text(table: pd.DataFrame, target: str, config: DataConfig) -> str:
-    """Return the one column of free text, or "" where there is none, or more, or anything else to learn from."""
+def _find_input(table: pd.DataFrame, target: str, config: DataConfig, kind: str) -> tuple[str, str]:
+    """Return (column of images, column of texts), one of them or both "": the one column of a log of that kind, or that
+    of free text where there is no more of it and nothing else to learn from."""
+    names = [name for name in table if name != target]
+    if kind in ("image", "text") and len(names) == 1:
+        return (names[0], "") if kind == "image" else ("", names[0])
     kinds = config.column_kinds()
     found = []
     for name in table:
@@ -159,8 +168,8 @@ def _find_text(table: pd.DataFrame, target: str, config: DataConfig) -> str:
         if kind == "text":
             found.append(name)
         elif kind not in ("id", "constant"):
-            return ""
-    return found[0] if len(found) == 1 else ""
+            return "", ""
+    return "", found[0] if len(found) == 1 else ""
 
 
 def _what_is_in(folder: str) -> tuple[str, str]:
@@ -188,7 +197,7 @@ def _split_folders(folder: str) -> list[str]:
     return [str(part) if part.is_dir() else "" for part in parts]
 
 
-def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source: str) -> None:
+def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source: str, image: str, text: str) -> None:
     names = [str(c) for c in table.columns]
     if not target:
         raise UserError(f"--target is needed: which column of {source} is to be predicted?{did_you_mean('', names)}")
@@ -201,6 +210,10 @@ def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source:
             raise UserError(f"{flag} {name}: no such column in {source}.{did_you_mean(name, names)}")
     if target in kinds:
         raise UserError(f"--columns {target}=…: {target} is the target; its kind is given with --task.")
+    for name, kind in kinds.items():
+        if (image or text) and (kind != "drop" or name in (image, text)):
+            flag = f"--image {image}" if image else f"--text {text}"
+            raise UserError(f"--columns {name}={kind}: with {flag} that column is learned from as it is, and no other.")
     for flag, name in used.items():
         if name == target:
             raise UserError(f"{flag} {target} is the target: it cannot be used in another way as well.")
@@ -210,10 +223,7 @@ def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source:
 
 def _usable(table: pd.DataFrame, target: str, config: DataConfig, notes: list[str], source: str) -> pd.DataFrame:
     """Leave out rows without a target, and with --drop-nulls all rows with an empty cell that would be used."""
-    has_target = table[target].notna().to_numpy()
-    if not pd.api.types.is_numeric_dtype(table[target].dtype):
-        codes, keys = canonical_codes(table[target])
-        has_target = np.array([key != "" for key in keys])[codes]
+    has_target = hold_values(table[target])
     if not has_target.any():
         raise UserError(f"{source}: target {target!r} has no value in any row.")
     if not has_target.all():
@@ -221,7 +231,8 @@ def _usable(table: pd.DataFrame, target: str, config: DataConfig, notes: list[st
         table = table[has_target]
     if config.drop_nulls:
         dropped = {name for name, kind in config.column_kinds().items() if kind == "drop"}
-        whole = table[[c for c in table if c not in dropped]].notna().all(axis=1)
+        used = table[[c for c in table if c not in dropped]]
+        whole = (used.notna() & used.ne("")).all(axis=1)  # a text is empty, never missing
         notes.append(f"{source}: {(~whole).sum()} rows with an empty cell left out (--drop-nulls)")
         table = table[whole]
     if table.empty:

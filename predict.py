@@ -188,7 +188,9 @@ class Score:
             return
         import numpy as np
 
-        given = np.flatnonzero(frame[self.task.target].notna())
+        from cells import hold_values
+
+        given = np.flatnonzero(hold_values(frame[self.task.target]))
         try:
             targets = self.task.encode(frame[self.task.target].iloc[given])
         except UserError as error:  # rows can be answered whatever stands in the target column

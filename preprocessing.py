@@ -223,7 +223,9 @@ class TabularPreprocessor:
         fitted = cls(columns)
         if not fitted.used:
             raise UserError(
-                "no column is left to learn from: " + "; ".join(f"{n}: {s['kind']}" for n, s in columns.items())
+                "no column is left to learn from: "
+                + "; ".join(f"{n}: {s['kind']}" for n, s in columns.items())
+                + ". (Is one of them text? --text COLUMN reads it.)"
             )
         return fitted
 

@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -24,7 +25,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from cells import NULLS, frame_of
+from cells import NULLS, canonical, frame_of
 from errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
@@ -36,21 +37,26 @@ TEXT_BLOCK = 1 << 24  # where one cell may be a book
 EVERYDAY_LATIN = frozenset(  # letters of western languages, and the quotes, dashes and dots that Windows adds
     "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûü\xa0¡£§ª«°²³µ·º»¿".encode("latin-1")
 ) | {0x80, 0x85, *range(0x91, 0x9A)}
+SEPARATORS = ",;\t|"
 LINES_IN_A_CELL = 200  # more than this is a quote that was left open
 
 
 def read_class_folders(folder: str | Path, is_wanted: Callable[[Path], bool], notes: list[str]) -> pd.DataFrame:
     """Return a record (file, label) for each wanted file in folder/<class>/, the index counting them from 1.
 
-    Hidden files and those that are not wanted are passed over and counted in `notes`.
+    Hidden files and those that are not wanted are passed over and counted in `notes`. Raises UserError where a folder's
+    name is, as a label, empty or the same as another's.
     """
     classes = sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
-    rows, ignored = [], 0
+    rows, ignored, names = [], 0, {"": "an empty cell"}
     for path in classes:
         files = sorted(p for p in path.rglob("*") if p.is_file())
         wanted = [p for p in files if is_wanted(p)]
         ignored += len(files) - len(wanted)
-        rows += [(str(p), path.name) for p in wanted]
+        name = repr(path.name)
+        if wanted and (same := names.setdefault(canonical(path.name), name)) != name:
+            raise UserError(f"{folder}: the class {name} is read as {same}: rename the folder.")
+        rows += [(_as_text(p), path.name) for p in wanted]
     if rows and ignored:
         notes.append(f"{folder}: {ignored} files that are hidden or of another kind left out")
     return pd.DataFrame(rows, columns=[FILE, LABEL], index=pd.RangeIndex(1, len(rows) + 1, name="row"))
@@ -68,7 +74,14 @@ def find_files(source: str, is_wanted: Callable[[Path], bool], what: str) -> pd.
     files = sorted(filter(is_wanted, found))
     if not files:
         raise UserError(f"{source}: no {what} there.")
-    return pd.DataFrame({FILE: [str(p) for p in files]}, index=pd.RangeIndex(1, len(files) + 1, name="row"))
+    return pd.DataFrame({FILE: list(map(_as_text, files))}, index=pd.RangeIndex(1, len(files) + 1, name="row"))
+
+
+def _as_text(path: Path) -> str:
+    """Return a path as text. Raises UserError where its letters are no UTF-8, which no answer could hold."""
+    if (name := str(path)) != name.encode("utf-8", "replace").decode():
+        raise UserError(f"{os.fsencode(path)!r}: this name of a file is no UTF-8: rename it.")
+    return name
 
 
 def is_text_file(path: Path) -> bool:
@@ -79,7 +92,7 @@ def read_text_file(path: str | Path) -> str:
     """Return what a text file holds, whatever its encoding. Raises UserError where it cannot be read."""
     with _reading(path):
         raw = Path(path).read_bytes()
-        return raw.decode(_encoding(path, raw[:HEAD])).removeprefix("\ufeff")
+        return raw.decode(_encoding(path, raw[:HEAD], is_table=False)).removeprefix("\ufeff")
 
 
 @dataclass(frozen=True)
@@ -121,51 +134,65 @@ def _reading(path: str | Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
 
 
 # ---------------------------------------------------------------- text tables
 
 
-def _encoding(path: str | Path, head: bytes) -> str:
+def _encoding(path: str | Path, head: bytes, *, is_table: bool = True) -> str:
     """Find the encoding: UTF-8, UTF-16 with a mark, else cp949 (which holds euc-kr) or latin-1.
 
     Nearly any bytes are some cp949 text, and any are latin-1: either is believed where most of its letters are of the
     everyday set.
-    Raises UserError, naming the row, for UTF-8 that is damaged here and there.
+    Raises UserError, naming the row (or the line of what is no table), for an encoding that is damaged here and there.
     """
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with _open(path) as file:
-        for block in iter(lambda: file.read(HEAD), b""):
-            try:
-                decoder.decode(block)
-            except UnicodeDecodeError:
-                break
-        else:
-            return "utf-8"
+    block = _first_misfit(path, "utf-8")
+    if block is None:
+        return "utf-8"
     seen = block.decode("utf-8", "replace")
     damaged = seen.count("\ufffd")
-    if sum(c > "\x7f" for c in seen) > 2 * damaged:  # in other encodings hardly any letter is UTF-8 by chance
-        raise _damage(path)
+    is_cut = damaged == 1 and re.search(rb"[\xe0-\xf4][\x80-\xbf]+$", block)  # in half a letter
+    if is_cut or sum(c > "\x7f" for c in seen) > 2 * damaged:  # elsewhere hardly any letter is UTF-8 by chance
+        raise _damage(path, head, "utf-8", is_table)
     if len(block) == HEAD:  # whole lines of it, so that no letter is cut
         block = block[block.find(b"\n") + 1 : block.rfind(b"\n")]
-    with contextlib.suppress(UnicodeDecodeError):
-        letters = [c for c in block.decode("cp949") if c > "\x7f"]
-        if 2 * sum("가" <= c <= "힣" and len(c.encode("euc-kr", "ignore")) == 2 for c in letters) > len(letters):
-            return "cp949"
+    letters = [c for c in block.decode("cp949", "replace") if c > "\x7f"]
+    korean = [c for c in letters if "가" <= c <= "힣" or "ㄱ" <= c <= "ㅣ"]
+    if 2 * sum(len(c.encode("euc-kr", "ignore")) == 2 for c in korean) > len(letters):
+        if _first_misfit(path, "cp949") is not None:
+            raise _damage(path, head, "cp949", is_table)
+        return "cp949"
     if 2 * sum(byte in EVERYDAY_LATIN for byte in block) < sum(byte > 0x7F for byte in block):
-        raise _damage(path)
+        raise _damage(path, head, "utf-8", is_table)
     return "latin-1"
 
 
-def _damage(path: str | Path) -> UserError:
-    with io.TextIOWrapper(_open(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
-        rows = (row for row in csv.reader(text) if row)
-        bad = next(i for i, row in enumerate(rows) if any("\udc80" <= c <= "\udcff" for cell in row for c in cell))
-    return UserError(f"{path}: row {bad} holds bytes that are no UTF-8, as the rest is: mend it.")
+def _first_misfit(path: str | Path, encoding: str) -> bytes | None:
+    """Return the first HEAD bytes of a file with bytes that are not of an encoding; None where it is of it."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    with _open(path) as file:
+        block = file.read(HEAD)
+        while block:
+            following = file.read(HEAD)
+            try:
+                decoder.decode(block, final=not following)
+            except UnicodeDecodeError:
+                return block
+            block = following
+    return None
+
+
+def _damage(path: str | Path, head: bytes, encoding: str, is_table: bool) -> UserError:
+    with io.TextIOWrapper(_open(path), encoding=encoding, errors="surrogateescape", newline="") as text:
+        rows = csv.reader(text, delimiter=_separator(head.decode("latin-1"))) if is_table else text
+        rows = (row for row in rows if row)
+        bad = next(i for i, row in enumerate(rows) if re.search("[\udc80-\udcff]", "".join(row)))
+    where = f"line {bad + 1}" if not is_table else f"row {bad}" if bad else "the header"
+    return UserError(f"{path}: {where} holds bytes that are no {encoding.upper()}, as the rest is: mend it.")
 
 
 def _separator(sample: str) -> str:
@@ -176,7 +203,7 @@ def _separator(sample: str) -> str:
         width = len(rows[0]) if rows else 0
         return (np.mean([len(r) == width for r in rows]) if width > 1 else 0, width)
 
-    return max(",;\t|", key=score)
+    return max(SEPARATORS, key=score)
 
 
 def sniff(path: str | Path, text_column: str = "") -> Dialect:
@@ -248,9 +275,10 @@ def _arrow_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
             row, fields = _ragged_row(path, dialect)
             raise UserError(f"{path}: row {row} has {fields} fields, the header {len(dialect.header)}.") from None
         misfit = re.search(r"CSV column #(\d+): .*conversion error", str(error))
-        if not misfit:
-            raise UserError(f"{path}: cannot be read as a table: {error} (Is a quote left open?)") from None
-        column = dialect.raw_header[int(misfit[1])]
+        column = dialect.raw_header[int(misfit[1])] if misfit else ""
+        if types.get(column, pa.string()) == pa.string():  # there is no wider type
+            hint = "" if dialect.text else " --text COLUMN reads long texts."
+            raise UserError(f"{path}: cannot be read as a table: {error} (Is a quote left open?){hint}") from None
         types[column] = pa.float64() if pa.types.is_integer(types[column]) else pa.string()
         raise _Retype from None
 
@@ -260,6 +288,7 @@ def _csv_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    rows, last = 0, None
     with _arrow_batches(path, dialect, types) as batches:
         for batch in batches:
             columns = []
@@ -267,11 +296,28 @@ def _csv_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
                 if pa.types.is_string(column.type):
                     lines = pc.max(pc.count_substring(column, "\n")).as_py() or 0
                     if lines > LINES_IN_A_CELL and not dialect.text:
-                        raise UserError(f"{path}: a cell of column {name!r} has {lines} lines: a quote was left open.")
+                        raise UserError(
+                            f"{path}: a cell of column {name!r} has {lines} lines: a quote was left open, or it is a "
+                            f"column of texts, which --text {name!r} reads."
+                        )
                     if dialect.decimal == "," and name != dialect.text:
                         column = pc.replace_substring_regex(column, r"^(\s*[+-]?\d*),(\d+\s*)$", r"\1.\2")
                 columns.append(column)
+            if len(batch):
+                rows, last = rows + len(batch), columns[-1][-1].as_py()
             yield pa.RecordBatch.from_arrays(columns, dialect.header)
+    if isinstance(last, str) and re.search(r"[\r\n]", last) and _ends_in_a_quote(path):
+        raise UserError(f"{path}: row {rows}: a quote that begins there is left open to the end of the file.")
+
+
+def _ends_in_a_quote(path: str | Path) -> bool:
+    """Tell whether a table whose last cell holds line ends stops inside its quotes: inside, quotes stand in pairs, and
+    one more closes them."""
+    tail = b""
+    with _reading(path), _open(path) as file:
+        for block in iter(lambda: file.read(HEAD), b""):
+            tail = (tail + block)[-1000:]
+    return len(re.search(rb'"*$', tail.replace(b"\0", b"").rstrip())[0]) % 2 == 0
 
 
 def _ragged_row(path: str | Path, dialect: Dialect) -> tuple[int, int]:
@@ -354,27 +400,55 @@ def _stream_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
         yield frame()
 
 
-def _stream_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
-    """Read the records that serve.py --log kept and that were told their true target, which is the last column."""
-    query = "SELECT record, name, target FROM requests WHERE target IS NOT NULL ORDER BY rowid"
+@contextmanager
+def _open_log(path: str | Path) -> Iterator[sqlite3.Connection]:
     try:
         with _reading(path), contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as log:
-            found = log.execute(query)
-            while some := found.fetchmany(rows):
-                frame = frame_of([json.loads(record) | {name: json.loads(target)} for record, name, target in some])
-                name = some[-1][1]
-                yield frame[[c for c in frame if c != name] + [name]]
+            yield log
     except sqlite3.Error as error:
         raise UserError(f"{path}: no log of requests that can be read ({error}).") from None
 
 
-def _stream_parquet(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
+def log_kind(path: str | Path) -> str:
+    """Return the kind of the records in a log of serve.py: tabular, image or text; "" where it is not one alone."""
+    with _open_log(path) as log:
+        if "kind" not in [column[1] for column in log.execute("PRAGMA table_info(requests)")]:
+            return ""  # logs of before it was kept
+        kinds = log.execute("SELECT DISTINCT kind FROM requests WHERE target IS NOT NULL").fetchall()
+    return kinds[0][0] or "" if len(kinds) == 1 else ""
+
+
+def _stream_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
+    """Read the records that serve.py --log kept and that were told their true target, which is the last column."""
+    query = "SELECT record, name, target FROM requests WHERE target IS NOT NULL ORDER BY rowid"
+    with _open_log(path) as log:
+        found = log.execute(query)
+        while some := found.fetchmany(rows):
+            frame = frame_of([json.loads(record) | {name: json.loads(target)} for record, name, target in some])
+            name = some[-1][1]
+            yield frame[[c for c in frame if c != name] + [name]]
+
+
+def _stream_parquet(path: str | Path, rows: int, text: str) -> Iterator[pd.DataFrame]:
+    """Read parquet. Columns of bytes that are UTF-8 are text, which some programs write so; others may be images."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    done = 0
     try:
         with _reading(path), parquet.ParquetFile(_open(path)) as file:
             for batch in file.iter_batches(batch_size=rows):
+                for i, field in enumerate(batch.schema):
+                    if not (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)):
+                        continue
+                    try:
+                        batch = batch.set_column(i, field.name, batch[i].cast(pa.string()))
+                    except pa.ArrowInvalid:
+                        if field.name == text:
+                            cells = enumerate(batch[i].to_pylist(), start=done + 1)
+                            row = next(n for n, cell in cells if cell and cell != cell.decode(errors="ignore").encode())
+                            raise UserError(f"{path}: row {row}, column {text!r}: these bytes are no UTF-8.") from None
+                done += len(batch)
                 frame = batch.to_pandas()
                 yield frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
     except pa.ArrowInvalid as error:
@@ -383,10 +457,23 @@ def _stream_parquet(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
 
 def _stream_lines(path: str | Path, rows: int, column: str) -> Iterator[pd.DataFrame]:
     with _reading(path), _open(path) as file:
-        encoding = _encoding(path, file.read(HEAD))
+        encoding = _encoding(path, file.read(HEAD), is_table=False)
     with _reading(path), io.TextIOWrapper(_open(path), encoding=encoding.replace("utf-8", "utf-8-sig")) as lines:
         while part := [line.removesuffix("\n") for line in itertools.islice(lines, rows)]:
             yield pd.DataFrame({column: part})
+
+
+def _is_table(path: str | Path, column: str) -> bool:
+    """Tell a table from a file with a text in each line: in some encoding its first line names the column of texts."""
+    csv.field_size_limit(HEAD)
+    with _reading(path), _open(path) as file:
+        head = file.read(HEAD)
+    for encoding in ("utf-16", "utf-8-sig", "cp949", "latin-1"):
+        line = re.split(r"[\r\n]", head.decode(encoding, "ignore").lstrip("\r\n"), maxsplit=1)[0]
+        headers = (next(csv.reader([line], delimiter=mark), []) for mark in SEPARATORS)
+        if any(name.strip() == column for header in headers for name in header):
+            return True
+    return False
 
 
 def read_chunks(
@@ -395,16 +482,18 @@ def read_chunks(
     """Read a csv, tsv, jsonl or parquet file in pieces of about `rows`, in constant memory.
 
     numbers: columns of a text table that training read as numbers; all others are read as text.
-    text: column whose cells are taken letter by letter; a .txt file then holds one in each line.
+    text: column whose cells are taken letter by letter; a .txt file then holds one in each line, unless its first
+    line names that column.
     The index counts the file's rows from 1. Raises UserError, naming the row, where the file cannot be read.
     """
+    may_be_lines = text and str(path).lower().removesuffix(".gz").endswith(".txt")
     read = {
         "csv": lambda: _stream_csv(path, numbers, text),
         "lines": lambda: _stream_lines(path, rows, text),
         "jsonl": lambda: _stream_jsonl(path, rows),
-        "parquet": lambda: _stream_parquet(path, rows),
+        "parquet": lambda: _stream_parquet(path, rows, text),
         "log": lambda: _stream_log(path, rows),
-    }["lines" if text and str(path).lower().removesuffix(".gz").endswith(".txt") else file_format(path)]
+    }["lines" if may_be_lines and not _is_table(path, text) else file_format(path)]
     start = 1
     for frame in read():
         frame.index = pd.RangeIndex(start, start + len(frame), name="row")
@@ -420,7 +509,7 @@ def read_table(path: str | Path, text: str = "") -> pd.DataFrame:
     if file_format(path) == "csv":
         table = _read_csv(path, text)
     else:
-        chunks = list(read_chunks(path))
+        chunks = list(read_chunks(path, text=text))
         table = pd.concat(chunks, ignore_index=True) if chunks else pd.DataFrame()
     if table.empty:
         raise UserError(f"{path}: there are no rows below the header.")
@@ -432,20 +521,24 @@ def read_table(path: str | Path, text: str = "") -> pd.DataFrame:
 def standard_input(text: str = "") -> Iterator[str]:
     """Keep standard input in a temporary file, named by its format, for as long as the context lasts.
 
-    text: column that holds texts; without it in the first line, each line is such a text.
+    text: column that holds texts; what is no table then holds one in each line.
     """
-    source = sys.stdin.buffer
-    start = source.read(1024)
-    body = gzip.GzipFile(fileobj=io.BytesIO(start)).read1(1) if start[:2] == b"\x1f\x8b" else start
-    ending = (
-        ".parquet" if body[:4] == b"PAR1" else ".jsonl" if body.lstrip(b"\xef\xbb\xbf \r\n")[:1] == b"{" else ".csv"
-    )
-    names = re.split(rb"[,;\t|]", start.lstrip(b"\xef\xbb\xbf").splitlines()[0]) if start else []
-    if text and ending == ".csv" and start[:2] != b"\x1f\x8b" and text.encode() not in [n.strip(b' "') for n in names]:
-        ending = ".txt"
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"standard input{ending}"
+        path = Path(folder) / "standard input"
         with open(path, "wb") as file:
-            file.write(start)
-            shutil.copyfileobj(source, file, HEAD)
-        yield str(path)
+            shutil.copyfileobj(sys.stdin.buffer, file, HEAD)
+        with _reading("standard input"), _open(path) as file:
+            line = next((line for line in iter(lambda: file.readline(TEXT_BLOCK), b"") if line.strip()), b"")
+        is_jsonl = _is_record(line) if text else line.lstrip(b"\xef\xbb\xbf ")[:1] == b"{"
+        path = path.rename(f"{path}.{'parquet' if line[:4] == b'PAR1' else 'jsonl' if is_jsonl else 'txt'}")
+        try:
+            yield str(path)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), "standard input")) from None
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    except ValueError:
+        return False

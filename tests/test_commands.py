@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT, TARGETS, assert_refused, command, table_for
 
 
@@ -109,6 +110,10 @@ BAD_TABLES = {
     "units": (bad_table(b=[f"{i} kg" for i in range(60)]), ["column 'b'", " kg'", "--columns b=category"]),
     "thousands": (bad_table(b=[f"{i:,}" for i in range(980, 1040)]), ["row 21", "column 'b'", "'1,000'"]),
     "duplicate columns": ("a,a,y\n" + "1,2,no\n3,4,yes\n" * 20, ["column 'a' is there twice"]),
+    "text without spaces": (
+        pd.DataFrame({"review": [f"这家餐厅的菜第{i}次来都很好吃" for i in range(60)], "y": ["no", "yes"] * 30}),
+        ["review: id", "--text COLUMN"],
+    ),
     "regression for binary": (bad_table(y=np.linspace(0, 1, 60)), ["--task binary needs 2", "--task regression"]),
 }
 
@@ -222,6 +227,18 @@ def test_predict_takes_tables_however_written(runs, tmp_path):
         assert result.returncode == 0, result.stderr.decode()
         expected = expected or result.stdout
         assert result.stdout == expected
+
+
+@pytest.mark.parametrize("empty", ["", "NA", None])
+def test_metrics_are_of_the_rows_that_have_a_label(empty, capsys):
+    from predict import Score
+    from task import Task
+
+    score = Score(Task.fit(pd.Series(["no", "yes"], name="label")))
+    score.add(torch.tensor([[5.0], [5.0], [-5.0], [5.0]]), pd.DataFrame({"label": [empty, "yes", "yes", empty]}))
+    score.add(torch.tensor([[5.0]]), pd.DataFrame({"label": [empty]}))
+    score.show(sys.stdout)
+    assert "accuracy 0.5 " in capsys.readouterr().out
 
 
 MINE = """\

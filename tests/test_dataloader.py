@@ -1,5 +1,8 @@
 """Splits are disjoint, complete and what was asked for; batches lose no record."""
 
+import json
+import sqlite3
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,6 +96,57 @@ def test_rows_that_cannot_be_used(tmp_path):
     assert left.notna().all(axis=None) and len(left) == table.notna().all(axis=1).sum()
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", ""])
+def test_empty_texts_are_empty_cells(tmp_path, ending):
+    table = pd.DataFrame({"t": ["", "NA", "fine", "poor"] * 20, "y": list("abbaab") * 13 + ["a", ""]})
+    path = tmp_path / f"t.{ending}"
+    if ending == "csv":
+        table.to_csv(path, index=False)
+    elif ending:
+        table.to_json(path, orient="records", lines=True) if ending == "jsonl" else table.to_parquet(path)
+    config = DataConfig(data=str(path), target="y", text="t", drop_nulls=True)
+    splits = load_splits(config, 0, None if ending else table)
+    left = pd.concat([splits.train, splits.val, splits.test])
+    assert set(left["t"]) == {"NA", "fine", "poor"} and len(left) == 59
+
+
+def test_what_is_given_is_not_read_again(tmp_path, monkeypatch):
+    """A file of the name that stands for a given or bundled table is none of it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("table", "docstrings"):
+        (tmp_path / name / "a").mkdir(parents=True)
+    table = pd.DataFrame({"t": [f"free words of row {i}" for i in range(60)], "y": list("ab") * 30})
+    splits = load_splits(DataConfig(target="y"), 0, table)
+    assert splits.text == "t" and sum(map(len, parts(splits))) == 60
+    left_out = load_splits(DataConfig(target="y", text="t", columns=("n=drop",)), 0, table.assign(n=1, m=2)).notes
+    assert left_out == ["beside the text left out: n, m"]
+
+
+def test_a_log_knows_whether_it_holds_images_or_texts(tmp_path):
+    path, picture = tmp_path / "requests.db", "data:image/png;base64,iVBORw0KGgo="
+    with sqlite3.connect(path) as log:
+        log.execute(
+            "CREATE TABLE requests (id TEXT, row INTEGER, time REAL, model TEXT, kind TEXT, record TEXT, answer TEXT,"
+            " name TEXT, target TEXT, error REAL, PRIMARY KEY (id, row))"
+        )
+        values = "INSERT INTO requests (id, kind, record, name, target) VALUES (?, ?, ?, 'y', ?)"
+        log.executemany(values, [(i, "image", json.dumps({"c": picture}), f'"{"ab"[i % 2]}"') for i in range(20)])
+        log.execute(values, (20, "text", json.dumps({"t": "never told"}), None))
+    splits = load_splits(DataConfig(data=str(path)), 0)
+    assert (splits.target, splits.image, splits.text) == ("y", "c", "")
+    assert "--image c: it is all" in splits.notes[0] and set(splits.train["c"]) == {picture}
+    for kind, record, found in (
+        ("text", {"c": "ok"}, ("", "c")),
+        ("text", {"c": "ok", "d": 1}, ("", "")),
+        ("tabular", {"c": "ok"}, ("", "")),
+        (None, {"c": "ok"}, ("", "")),
+    ):
+        with sqlite3.connect(path) as log:
+            log.execute("UPDATE requests SET kind = ?, record = ?", (kind, json.dumps(record)))
+        splits = load_splits(DataConfig(data=str(path)), 0)
+        assert (splits.image, splits.text) == found
+
+
 def test_the_users_frame_is_left_as_it_was():
     table = table_for("binary")
     before = table.copy()
@@ -116,6 +170,12 @@ def test_the_users_frame_is_left_as_it_was():
         ({"x": [1] * 40, "y": range(40)}, {"group": "x"}, "too few groups"),
         ({"y": range(9)}, {}, "one column"),
         ({"x": range(60), "y": list("abcdefghijklmnopqrst") * 3}, {}, "20 classes in every split"),
+        ({"y": range(9), "t": "a", "user": 1}, {"text": "t", "group": "usr"}, "--group usr: .* Did you mean 'user'"),
+        ({"y": range(9), "t": "a", "when": 1}, {"text": "t", "time": "whn"}, "--time whn: .* Did you mean 'when'"),
+        ({"y": range(9), "t": "a", "age": 1}, {"text": "t", "target": "lable"}, "There is: y, t, age"),
+        ({"y": range(9), "t": "a", "age": 1}, {"text": "t", "columns": ("age=number",)}, "age=number: with --text t"),
+        ({"y": range(9), "t": "a"}, {"text": "t", "columns": ("t=category",)}, "t=category: with --text t"),
+        ({"y": range(9), "t": "a"}, {"text": "t", "columns": ("t=drop",)}, "t=drop: with --text t"),
     ],
 )
 def test_bad_tables_are_named(table, config, message):

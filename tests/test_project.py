@@ -49,7 +49,7 @@ ALLOWED = {
     "drift": set(),
     "runtime": {"errors", "pipeline", "preprocessing", "task"},
     "export": {"errors", "model", "pipeline", "preprocessing", "runtime"},
-    "predict": {"drift", "errors", "images", "pipeline", "reader", "runtime", "text"},
+    "predict": {"cells", "drift", "errors", "images", "pipeline", "reader", "runtime", "text"},
     "service": {"cells", "drift", "errors", "images", "pipeline", "preprocessing", "runtime"},
     "serve": {"errors", "images", "pipeline", "predict", "reader", "service"},
 }

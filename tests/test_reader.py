@@ -1,6 +1,11 @@
 """The same table is read the same, however it was written."""
 
+import contextlib
 import gzip
+import io
+import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +15,7 @@ from hypothesis import strategies as st
 
 from errors import UserError
 from preprocessing import TabularPreprocessor
-from reader import read_chunks, read_table, sniff
+from reader import find_files, is_text_file, read_chunks, read_class_folders, read_table, sniff, standard_input
 
 ROWS = [("서울", 1.5, "a"), ("부산", -2.25, 'said "no"'), ("대구", 3.0, "two\nlines"), ("서울", 1000.5, "x;y,z\tw")]
 FRAME = pd.DataFrame(ROWS * 5, columns=["도시", "크기", "note"])
@@ -215,3 +220,139 @@ def test_a_bad_cell_in_a_decimal_comma_file_is_the_one_named(tmp_path):
     (tmp_path / "t.csv").write_text("n;w\n" + "\n".join(f"{c};x" for c in cells) + "\n")
     frame = pd.concat(read_chunks(tmp_path / "t.csv", numbers={"n"}))
     assert frame["n"].iloc[[0, 16, 59]].tolist() == ["0.5", "abc", "59.5"]
+
+
+KOREAN = "\n".join(["w,n", *(f"한국어 문장 ㅋㅋ {i},{i}" for i in range(40))]).encode("cp949")
+LATE = KOREAN + (b"\n" + b"x" * 2000 + b",1") * 600  # damaged beyond the first MB
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("w\nhello\nworld 가".encode()[:-1], "row 2 holds bytes that are no UTF-8"),
+        (b"w\nhello\nworld \xea\xb0\n", "row 2 holds bytes that are no UTF-8"),
+        ("가,나\nhello,세상\nworld,".encode() + b"\xff", "row 2 holds bytes that are no UTF-8"),
+        ("가\xff,나\n라,세상\nworld,세".encode().replace("\xff".encode(), b"\xff"), "the header holds bytes"),
+        ('w\tn\n"a 가\n나"\t1\n다 \xff\t2'.encode().replace("\xff".encode(), b"\xff"), "row 2 holds bytes"),
+        (KOREAN.replace("장 ㅋㅋ 20".encode("cp949"), b"\xc0\xff 20"), "row 21 holds bytes that are no CP949"),
+        (LATE + "\n끝".encode("cp949")[:-1] + b",2", "row 641 holds bytes that are no CP949"),
+        ("w,n\n가,1\n".encode("utf-16")[:-1], "cannot be read"),
+    ],
+)
+def test_damaged_letters_are_named_by_their_row(tmp_path, data, message):
+    (tmp_path / "t.csv").write_bytes(data)
+    for read in (read_table, lambda path: list(read_chunks(path)), lambda path: read_table(path, "w")):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("words", [["ㅋㅋㅋㅋ", "ㄱㅅ", "ㅠㅠ"], ["ㅋㅋㅋㅋ good", "재밌음 ㅋㅋ", "ㅠㅠ"], ["좋아요"]])
+def test_everyday_korean_is_read_as_such(tmp_path, words):
+    (tmp_path / "t.csv").write_bytes("\n".join(["w,n", *(f"{w},1" for w in words * 9)]).encode("cp949"))
+    assert read_table(tmp_path / "t.csv")["w"].tolist() == words * 9
+
+
+@pytest.mark.parametrize("word", ["café", "ÀÉ Ä", "¿Él? «Ñu»", "30 °C ±2 m²", "Übergrößenträger", "créée"])
+def test_western_words_are_not_mended_into_korean(tmp_path, word):
+    (tmp_path / "t.csv").write_bytes("\n".join(["w,n", *[f"{word},1"] * 9]).encode("latin-1"))
+    assert read_table(tmp_path / "t.csv")["w"].tolist() == [word] * 9
+
+
+TEXTS = pd.DataFrame({"id": [1, 2], "리뷰": ["lovely film", "a waste, boring"], "c" * 2000: [1, 2]})
+CSV, LINES = TEXTS.to_csv(index=False), "\n".join(TEXTS["리뷰"])
+INPUTS = {
+    "lines": LINES.encode(),
+    "packed lines": gzip.compress(LINES.encode()),
+    "utf-16 lines": LINES.encode("utf-16"),
+    "csv": CSV.encode(),
+    "packed csv": gzip.compress(CSV.encode()),
+    "utf-16 csv": CSV.encode("utf-16"),
+    "cp949 csv": CSV.encode("cp949"),
+    "tsv": TEXTS[TEXTS.columns[::-1]].to_csv(index=False, sep="\t").encode(),  # the column is beyond 1,024 bytes
+    "jsonl": TEXTS.to_json(orient="records", lines=True).encode(),
+    "parquet": TEXTS.to_parquet(),
+}
+
+
+@pytest.mark.parametrize("way", ["t.txt", "standard input"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_lines_are_told_from_a_table_by_the_first(tmp_path, monkeypatch, way, name):
+    if way == "t.txt" and name in ("jsonl", "parquet"):
+        return  # files of these are told by their names
+    (tmp_path / "t.txt").write_bytes(INPUTS[name])
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(INPUTS[name])))
+    with contextlib.nullcontext(tmp_path / way) if way == "t.txt" else standard_input("리뷰") as path:
+        assert pd.concat(read_chunks(path, text="리뷰"))["리뷰"].tolist() == TEXTS["리뷰"].tolist()
+
+
+def test_standard_input_is_called_so(monkeypatch):
+    for data, text, message in (
+        (b"w\nfine\nbro\xffken", "w", "^standard input: row 2 holds bytes"),
+        ("가\n\n나\nbro".encode() + b"\xffken", "w", "^standard input: line 4 holds bytes"),
+        (("가" * 300_000 + "\nbro").encode() + b"\xffken", "w", "^standard input: line 2 holds bytes"),
+        (b'{"w": 1,\n', "", "^standard input: line 1 is no JSON"),
+        (b"\x1f\x8b broken", "w", "^standard input: cannot be read"),
+    ):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        with pytest.raises(UserError, match=message), standard_input(text) as path:
+            list(read_chunks(path, text=text))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"{brace}\nno {brace}\n")))
+    with standard_input("w") as path:
+        assert pd.concat(read_chunks(path, text="w"))["w"].tolist() == ["{brace}", "no {brace}"]
+
+
+def test_a_quote_left_open_to_the_end_is_named(tmp_path):
+    mail = "\n".join(f'line {i} of a "mail"' for i in range(300))
+    frame = pd.DataFrame({"y": ["a", "b"] * 5, "w": [mail, mail + '"', mail + "\n", "line\u2028end", '"'] * 2})
+    for last, packed in (("y", False), ("w", False), ("w", True)):
+        for rows in (7, 8, 10):  # the last of them another each time
+            path = write(tmp_path / "t.csv", frame[sorted(frame, key=last.__eq__)].head(rows), pack=packed)
+            assert read_table(path, "w")["w"].tolist() == frame["w"].tolist()[:rows]
+    lines = [f"{i}\ttext {i}" for i in range(600)]
+    lines[99] = '99\t"open text'
+    for end in ("", "\n"):
+        (tmp_path / "t.tsv").write_text("n\tw\n" + "\n".join(lines) + end)
+        with pytest.raises(UserError, match="row 100: a quote"):
+            list(read_chunks(tmp_path / "t.tsv", text="w"))
+
+
+def test_long_texts_are_said_to_need_their_flag(tmp_path):
+    for words in ("line\n" * 300, "x" * 2_000_000):
+        write(tmp_path / "t.csv", pd.DataFrame({"w": [words] * 3, "n": [1, 2, 3]}))
+        with pytest.raises(UserError, match="--text"):
+            read_table(tmp_path / "t.csv")
+        assert len(read_table(tmp_path / "t.csv", "w")) == 3
+
+
+def test_bytes_in_parquet_are_text_where_they_can_be(tmp_path):
+    pictures = [b"\x89PNG", "가".encode()] * 3
+    frame = pd.DataFrame({"w": ["가".encode(), None, b"b"] * 2, "picture": pictures, "n": range(6)})
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet")
+    assert table["w"].fillna("").tolist() == ["가", "", "b"] * 2 and table["picture"].tolist() == pictures
+    for read in (
+        lambda path: read_table(path, "picture"),
+        lambda path: list(read_chunks(path, text="picture", rows=1)),
+    ):
+        with pytest.raises(UserError, match="row 1, column 'picture': these bytes are no UTF-8"):
+            read(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((b"NA", b"b"), "class 'NA' is read as an empty cell"),
+        ((b"01", b"1"), "class '1' is read as '01'"),
+        ((b"a", b"\xff"), "no UTF-8: rename it"),
+    ],
+)
+def test_names_of_class_folders_that_make_no_label(tmp_path, names, message):
+    for name in names:
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)
+        (Path(os.fsdecode(folder)) / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=message):
+        read_class_folders(tmp_path, is_text_file, [])
+    if "UTF-8" in message:
+        with pytest.raises(UserError, match=message):
+            find_files(str(tmp_path), is_text_file, "texts")
