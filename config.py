@@ -72,7 +72,8 @@ class DataConfig:
     scaling: Literal["standard", "quantile", "none"] = "standard"
     """Numbers: to mean 0 and deviation 1, to a normal distribution by rank, or as they are."""
     min_freq: int = 3
-    """Categories, words and n-grams seen in fewer training rows than this share the code of unknown ones."""
+    """Categories and n-grams in fewer training rows than this, and words and tokens that are there fewer times, share
+    the code of unknown ones."""
     clean: tuple[Literal["unicode", "html", "repeats", "marks", "case"], ...] = CLEANING
     """Steps of cleaning texts: one code for what looks the same, tags and entities, sooo → soo, marks for addresses
     and digits, lower case. None given = none."""
@@ -103,6 +104,7 @@ class DataConfig:
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
         _check(self.batch_size != 1, "--batch-size is 2 rows or more, which batch normalisation needs, not 1.")
         _check(self.image_size not in (1, 2, 3), f"--image-size is 4 or more, not {self.image_size}.")
+        _check(self.vocab_size not in (1, 2, 3), f"--vocab-size is 4 or more, not {self.vocab_size}.")
         self.column_kinds()
 
     def column_kinds(self) -> dict[str, str]:
