@@ -247,6 +247,19 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self):
+        name, data = self.model.model, self.data
+        _check(
+            (name, data.segment) != ("transformer", "ngrams"),
+            "--model transformer reads parts in their order, which --segment ngrams have not: give words, subwords or "
+            "characters, or --model bag.",
+        )
+        own = [n for n in ("clean", "segment", "vocab_size") if getattr(data, n) != getattr(DataConfig, n)]
+        _check(
+            not (own and name.startswith("hf:")),
+            f"--{', --'.join(own).replace('_', '-')}: not for --model {name}, which has a tokenizer of its own.",
+        )
+
     def to_dict(self) -> dict:
         """Plain containers, ready for JSON."""
         return {

@@ -242,23 +242,26 @@ class TextPreprocessor:
     def from_pretrained(cls, name: str, *, column: str, max_length: int) -> "TextPreprocessor":
         """Take the tokenizer of a Hugging Face model (a name or a folder), and no cleaning but its own.
 
-        Raises UserError where `transformers` is not installed, or there is no such tokenizer.
+        Raises UserError where `transformers` is not installed, or there is no such tokenizer, or no encoder of texts.
         """
+        config = from_hugging_face("AutoConfig", name)
+        if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+            raise UserError(f"--model hf:{name} is a {config.model_type}: only encoders of texts can be tuned.")
         tokenizer = from_hugging_face("AutoTokenizer", name)
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(f"--model hf:{name}: its tokenizer is none of the `tokenizers` library.")
         inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         inner.no_padding()
         inner.no_truncation()
-        longest = max_length or min(LONGEST["subwords"], tokenizer.model_max_length)
-        return cls(column, [], "pretrained", longest, 1, inner.to_str(), tokenizer.pad_token_id or 0)
+        positions = getattr(config, "max_position_embeddings", None) or LONGEST["subwords"]
+        longest = max_length or min(LONGEST["subwords"], positions, tokenizer.model_max_length)
+        return cls(column, [], "pretrained", longest, 1, inner.to_str(), padding=-1)  # no token, not even one in a text
 
     @property
     def often(self) -> str:
         """What makes a segment known, in words."""
-        return (
-            f"in {self.min_freq} texts or more" if self.segment == "ngrams" else f"there {self.min_freq} times or more"
-        )
+        how = "in {} texts or more" if self.segment == "ngrams" else "there {} times or more"
+        return how.format(self.min_freq)
 
     @property
     def vocab_size(self) -> int:

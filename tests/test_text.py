@@ -16,6 +16,7 @@ from conftest import ROOT, assert_refused, command, quick_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resume import fingerprint, interrupted_run
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 
 import text as text_module
@@ -493,6 +494,8 @@ def test_bad_flags_are_refused(tmp_path):
         (["--text", "review", "--model", "mlp"], ["--model mlp reads no texts"]),
         (["--clean", "lower"], ["--clean", "lower"]),
         (["--model", "hf"], ["--model hf needs a name"]),
+        (["--model", "hf:x", "--clean", "--vocab-size", "50"], ["--clean, --vocab-size: not for --model hf:x"]),
+        (["--model", "transformer", "--segment", "ngrams"], ["--model transformer", "--segment ngrams"]),
         *((["--vocab-size", n], ["--vocab-size is 4 or more, not"]) for n in (1, 3)),
         (["--text", "review", "--min-freq", "1000"], ["--min-freq 1"]),
         (["--model", "transformer", "--hidden", "32", "64"], ["--hidden is one width"]),
@@ -546,6 +549,46 @@ def test_a_pretrained_encoder_is_tuned_and_travels(tmp_path):
     pd.testing.assert_frame_equal(loaded.predict(records), run.pipeline.predict(records), rtol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "gone")
     assert loaded.preprocessor(["this one: great"])[0].tolist() == tokenizer("this one: great")["input_ids"]
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A decoder and an encoder-decoder; their tokenizer, of bytes, has neither padding nor other special tokens."""
+    transformers = pytest.importorskip("transformers")
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    inner.train_from_iterator(reviews()["review"], trainer)
+    tokenizer, size = transformers.PreTrainedTokenizerFast(tokenizer_object=inner), inner.get_vocab_size()
+    gpt = transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    t5 = transformers.T5Config(vocab_size=size, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+    transformers.GPT2Model(gpt).save_pretrained(tmp_path / "gpt2")
+    for name, config in (("gpt2", gpt), ("t5", t5)):
+        tokenizer.save_pretrained(tmp_path / name)
+        config.save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def test_a_pretrained_tokenizer_gets_raw_texts_and_needs_no_padding(hub):
+    from transformers import AutoTokenizer
+
+    table, tokenizer = reviews()[["review", "binary"]], AutoTokenizer.from_pretrained(hub / "gpt2")
+    table.loc[:20, "review"] = "lovely film " * 100  # longer than there are positions
+    run = text_run(hub / "run", table=table, model=f"hf:{hub / 'gpt2'}", epochs=1)
+    known, raw = run.pipeline.preprocessor, ["Don't stop, it's great!", "a\u200bb\tc  d", tokenizer.decode([0])]
+    for text, ids in zip(raw, known(raw), strict=True):
+        assert ids[ids != known.padding].tolist() == tokenizer(text)["input_ids"]
+    assert known.max_length == 64 and tokenizer(raw[2])["input_ids"] == [0]
+    answers = run.pipeline.predict([*raw, "", "\ud800"])
+    alone = pd.concat([run.pipeline.predict([text]) for text in raw])
+    assert np.allclose(answers["probability"][:3], alone["probability"], atol=1e-6) and answers.notna().all(axis=None)
+
+
+def test_what_a_pretrained_network_cannot_read_is_refused(hub):
+    for name, words in (("gpt2", "reads no 65 tokens: give a lower --max-length"), ("t5", "is a t5: only encoders")):
+        with pytest.raises(UserError, match=words):
+            text_run(hub / "run", model=f"hf:{hub / name}", data={"max_length": 65})
 
 
 def test_replacing_a_field_of_a_preprocessor_makes_a_new_one():
