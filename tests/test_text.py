@@ -301,6 +301,18 @@ def test_the_unknown_id_is_trained(text_runs):
         assert not torch.allclose(trained, training, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_unknown_id_is_trained_where_all_are_known(name):
+    """As with --min-freq 1. (Weight decay alone would change its vector: the gradient tells.)"""
+    facts = {"vocab_size": 50, "max_length": 9, "padding": 0, "out_features": 3, "activation": "relu", "dropout": 0.1}
+    torch.manual_seed(0)
+    model, ids = build_model(name, facts), torch.randint(2, 50, (64, 9), dtype=torch.int32)
+    before = ids.clone()
+    model(ids).square().sum().backward()
+    table = model.table if name == "bag" else model.tokens
+    assert table.weight.grad[UNKNOWN].abs().max() > 0 and torch.equal(ids, before)
+
+
 def quick_run_weights(run, facts, model):
     from trainer import seed_all
 
@@ -450,6 +462,17 @@ def test_strange_texts_are_answered(text_runs):
     for model in MODELS:
         answers = text_runs[model, "binary"].pipeline.predict(strange)
         assert len(answers) == len(strange) and answers["probability"].between(0.5, 1).all()
+
+
+def test_no_texts_and_a_column_that_is_there_twice(text_runs):
+    for run in text_runs.values():
+        expected = list(run.pipeline.predict(["lovely"]))
+        for records in ([], reviews(5).head(0)):
+            answers = run.pipeline.predict(records)
+            assert answers.empty and list(answers) == expected
+    twice = reviews(5)[["review", "review"]]
+    with pytest.raises(UserError, match="column 'review' is there twice: rename one of them"):
+        run.pipeline.predict(twice)
 
 
 def test_strange_texts_are_trained_on(tmp_path):
