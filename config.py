@@ -72,7 +72,8 @@ class DataConfig:
     scaling: Literal["standard", "quantile", "none"] = "standard"
     """Numbers: to mean 0 and deviation 1, to a normal distribution by rank, or as they are."""
     min_freq: int = 3
-    """Categories, words and n-grams seen in fewer training rows than this share the code of unknown ones."""
+    """Categories and n-grams in fewer training rows than this, and words and tokens that are there fewer times, share
+    the code of unknown ones."""
     clean: tuple[Literal["unicode", "html", "repeats", "marks", "case"], ...] = CLEANING
     """Steps of cleaning texts: one code for what looks the same, tags and entities, sooo → soo, marks for addresses
     and digits, lower case. None given = none."""
@@ -103,6 +104,7 @@ class DataConfig:
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
         _check(self.batch_size != 1, "--batch-size is 2 rows or more, which batch normalisation needs, not 1.")
         _check(self.image_size not in (1, 2, 3), f"--image-size is 4 or more, not {self.image_size}.")
+        _check(self.vocab_size not in (1, 2, 3), f"--vocab-size is 4 or more, not {self.vocab_size}.")
         self.column_kinds()
 
     def column_kinds(self) -> dict[str, str]:
@@ -244,6 +246,19 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self):
+        name, data = self.model.model, self.data
+        _check(
+            (name, data.segment) != ("transformer", "ngrams"),
+            "--model transformer reads parts in their order, which --segment ngrams have not: give words, subwords or "
+            "characters, or --model bag.",
+        )
+        own = [n for n in ("clean", "segment", "vocab_size") if getattr(data, n) != getattr(DataConfig, n)]
+        _check(
+            not (own and name.startswith("hf:")),
+            f"--{', --'.join(own).replace('_', '-')}: not for --model {name}, which has a tokenizer of its own.",
+        )
 
     def to_dict(self) -> dict:
         """Plain containers, ready for JSON."""

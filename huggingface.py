@@ -1,5 +1,6 @@
 """Hugging Face encoders, where the `transformers` library is installed: --model hf:NAME."""
 
+import torch
 from torch import Tensor, nn
 
 from errors import UserError
@@ -41,12 +42,19 @@ class Pretrained(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.encoder.config.hidden_size, out_features)
 
-    def start_from(self, name: str) -> None:
-        """Take over the weights of a pretrained model."""
+    def start_from(self, name: str, max_length: int) -> None:
+        """Take over the weights of a pretrained model. Raises UserError where it cannot read max_length tokens."""
         self.encoder.load_state_dict(from_hugging_face("AutoModel", name).state_dict())
+        some_token = int(self.encoder.config.pad_token_id == 0)
+        try:  # positions are counted in another way by each kind of encoder
+            with torch.inference_mode():
+                self(torch.full((1, max_length), some_token))
+        except (IndexError, RuntimeError):
+            raise UserError(f"--model hf:{name} reads no {max_length} tokens: give a lower --max-length.") from None
 
     def forward(self, ids: Tensor) -> Tensor:  # (N, L) → (N, out_features)
         is_token = ids != self.padding
-        x = self.encoder(input_ids=ids, attention_mask=is_token.long()).last_hidden_state  # (N, L, width)
+        tokens = ids.masked_fill(~is_token, 0)  # whichever: it is not looked at
+        x = self.encoder(input_ids=tokens, attention_mask=is_token.long()).last_hidden_state  # (N, L, width)
         mean = (x * is_token[..., None]).sum(dim=1) / is_token.sum(dim=1, keepdim=True)
         return self.head(self.dropout(mean))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from errors import UserError
 from huggingface import Pretrained
 
+UNKNOWN = 1  # the id of what training texts did not hold often enough
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
@@ -158,10 +159,11 @@ class Bag(nn.Module):
     Ids are numbered from the most frequent n-gram down. By Zipf's law their logarithm stands for the inverse document
     frequency (Spärck Jones, 1972), so n-grams are weighted as in tf-idf without another table. Half of them are left
     out at random in training: a few thousand texts have as many n-grams as texts, and each alone would be believed.
+    In some texts the first is hidden behind the unknown id, so that it is trained even where training knows them all.
     """
 
     SEGMENT, HIDDEN = "ngrams", (32,)
-    LEFT_OUT = 0.5
+    LEFT_OUT, HIDDEN_SHARE = 0.5, 0.1
 
     def __init__(
         self, *, vocab_size: int, padding: int, out_features: int, hidden: list[int], activation: str, dropout: float
@@ -177,6 +179,9 @@ class Bag(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, ids: Tensor) -> Tensor:  # (N, L) → (N, out_features)
+        if self.training:
+            hidden = torch.rand(len(ids), device=ids.device) < self.HIDDEN_SHARE
+            ids = torch.cat([ids[:, :1].masked_fill(hidden[:, None], UNKNOWN), ids[:, 1:]], dim=1)
         weights = (ids != self.table.padding_idx) * (ids + math.e).log()
         if self.training:
             weights = weights * (torch.rand_like(weights) >= self.LEFT_OUT)
@@ -215,7 +220,7 @@ class Transformer(nn.Module):
     it, and keeps the network from learning texts by heart."""
 
     SEGMENT, HIDDEN = "subwords", (64, 64)
-    UNKNOWN, HIDDEN_SHARE = 1, 0.15
+    HIDDEN_SHARE = 0.15
 
     def __init__(
         self,
@@ -244,9 +249,7 @@ class Transformer(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:  # (N, L) → (N, out_features)
         is_token = ids != self.padding
         if self.training:
-            ids = ids.masked_fill(
-                is_token & (torch.rand(ids.shape, device=ids.device) < self.HIDDEN_SHARE), self.UNKNOWN
-            )
+            ids = ids.masked_fill(is_token & (torch.rand(ids.shape, device=ids.device) < self.HIDDEN_SHARE), UNKNOWN)
         x = self.dropout(self.tokens(ids) + self.places.weight[: ids.shape[1]])
         for layer in self.layers:
             x = layer(x, is_token)

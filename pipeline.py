@@ -127,7 +127,8 @@ class Pipeline:
         Raises UserError, naming row and column, for records that the preprocessor cannot read.
         """
         frame = as_frame(records, getattr(self.preprocessor, "column", ""))
-        return self.answers(self.ask(frame)[1], frame)
+        logits = self.ask(frame)[1] if len(frame) else torch.empty(0, self.task.out_features)
+        return self.answers(logits, frame)
 
     def ask(self, records) -> tuple[Tensor, Tensor]:
         """Return (x, logits) of raw records, for those who want to know more of them than the answers."""

@@ -37,12 +37,17 @@ def spread(records: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def as_frame(records, column: str = "") -> pd.DataFrame:
     """Return records as a DataFrame: a DataFrame, a dict or a list of dicts, or the bare cells of one `column` (texts,
-    or images as paths or bytes). Rows of a list count from 1. Raises UserError where that column is missing."""
+    or images as paths or bytes). Rows of a list count from 1. Raises UserError where that column is missing, or any
+    column is there twice."""
     frame = records
     if not isinstance(records, pd.DataFrame):
         records = [records] if isinstance(records, (dict, str, bytes)) else list(records)
         frame = frame_of([{column: r} if column and not isinstance(r, dict) else r for r in records])
         frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
+        if column and not records:
+            frame[column] = []  # no record lacks it
+    if frame.columns.has_duplicates:
+        raise UserError(f"column {frame.columns[frame.columns.duplicated()][0]!r} is there twice: rename one of them.")
     if column and column not in frame:
         raise UserError(f"column {column!r} is missing.{did_you_mean(column, frame.columns)}")
     return frame
@@ -272,9 +277,6 @@ class TabularPreprocessor:
         return torch.from_numpy(x)
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
-        if frame.columns.has_duplicates:
-            twice = frame.columns[frame.columns.duplicated()][0]
-            raise UserError(f"column {twice!r} is there twice: rename one of them.")
         for name in self.used:
             if name not in frame:
                 others = [c for c in frame if c not in self.used]

@@ -9,7 +9,7 @@ import re
 import sysconfig
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,27 +32,32 @@ VOCAB_SIZES = {"ngrams": 2**18, "words": 30_000, "subwords": 8_000, "characters"
 SHORTEST = 32  # so that a model of short texts reads somewhat longer ones, too
 LONGEST = {"ngrams": 8192, "words": 512, "subwords": 512, "characters": 512}  # of what is chosen without being asked
 TEXTS_AT_ONCE = 1024  # of those that predict.py pads to one length
-CHUNK = 4096  # texts that a process is handed at once
+CHUNK, CHUNK_CHARACTERS = 4096, 2**20  # that are hashed at once, at most: about 180 bytes of memory a character
 
 # ---------------------------------------------------------------- clean
 
 
 def _unicode(text: str) -> str:
-    """One code for what looks the same (NFKC), but ㅋㅠ stay two letters, where NFKC would join them to a syllable."""
+    """One code for what looks the same (NFKC), but ㅋㅠ stay two letters, where NFKC would join them to a syllable.
+
+    At most 1,000 characters at once: the time to sort accents that lie upon each other grows with their square.
+    """
     if unicodedata.is_normalized("NFKC", text):
         return text
-    return re.sub(r"[^\u3131-\u318e]+", lambda part: unicodedata.normalize("NFKC", part[0]), text)
+    return re.sub(r"[^\s\u3131-\u318e]{1,1000}", lambda part: unicodedata.normalize("NFKC", part[0]), text)
 
 
 def _html(text: str) -> str:
     """Tags and comments go, entities become their characters."""
-    return html.unescape(re.sub(r"</?[a-zA-Z][^<>]{0,500}>|<!--[^<>]{0,500}-->", " ", text))
+    text = re.sub(r"</?[a-zA-Z][^<>]{0,500}>|<!--[^<>]{0,500}-->", " ", text)
+    return html.unescape(re.sub(r"(&#\d{100})\d+", r"\1", text))  # Python reads no number of thousands of digits
 
 
 def _marks(text: str) -> str:
     """Web addresses and e-mails become one word each, and each digit 0: 2,499 is 0,000."""
     text = re.sub(r"(?:https?://|www\.)\S+", " xxurl ", text, flags=re.IGNORECASE)
-    text = re.sub(r"[\w.+-]+@[\w-]+\.\w[\w.-]*", " xxmail ", text)
+    # Tried at the beginning of a word alone, and never again for less: the time grows with the text, not its square
+    text = re.sub(r"(?<![\w.+-])(?:[\w.+-]++@[\w-]++\.\w[\w.-]*+)++", " xxmail ", text)
     return re.sub(r"\d", "0", text)
 
 
@@ -157,18 +162,30 @@ def _clean_part(texts: list[str], steps: list[str]) -> list[str]:
     return [clean(text, steps) for text in texts]
 
 
+def _as_utf8(texts: list[str]) -> list[str]:
+    """Leave texts to a tokenizer that knows how to clean them, but halves of surrogate pairs, which none can read."""
+    return [text.encode("utf-8", "replace").decode() for text in texts]
+
+
 def _hash_part(texts: list[str], steps: list[str], longest: int | None) -> tuple[np.ndarray, np.ndarray]:
     return hash_ngrams([clean(text, steps)[:longest] for text in texts])
 
 
-def _in_parts(function: Callable, texts: list[str]) -> list:
+def _in_parts(function: Callable, texts: list[str]) -> Iterator:
     """Call a function on parts of the texts, on all cores where there are many. The parts do not depend on that."""
-    parts = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
+    parts, room = [], -1  # characters
+    for text in texts:
+        room -= len(text)
+        if room < 0 or len(parts[-1]) == CHUNK:
+            parts.append([])
+            room = CHUNK_CHARACTERS - len(text)
+        parts[-1].append(text)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if len(parts) < 8 or cores == 1:
-        return list(map(function, parts))
-    with ProcessPoolExecutor(cores) as pool:
-        return list(pool.map(function, parts))
+    if len(texts) < 8 * CHUNK or cores == 1:
+        yield from map(function, parts)
+    else:
+        with ProcessPoolExecutor(cores) as pool:
+            yield from pool.map(function, parts)
 
 
 # ---------------------------------------------------------------- the preprocessor
@@ -218,29 +235,42 @@ class TextPreprocessor:
             vocabulary = tokenizer.to_str()
         fitted = cls(column, list(steps), segment, longest, min_freq, vocabulary)
         if fitted.vocab_size <= 2:
-            raise UserError(
-                f"column {column!r}: nothing in it is in {min_freq} texts or more. Give more texts, or --min-freq 1."
-            )
+            raise UserError(f"column {column!r}: nothing in it is {fitted.often}. Give more texts, or --min-freq 1.")
         return fitted
 
     @classmethod
     def from_pretrained(cls, name: str, *, column: str, max_length: int) -> "TextPreprocessor":
         """Take the tokenizer of a Hugging Face model (a name or a folder), and no cleaning but its own.
 
-        Raises UserError where `transformers` is not installed, or there is no such tokenizer.
+        Raises UserError where `transformers` is not installed, or there is no such tokenizer, or no encoder of texts.
         """
+        config = from_hugging_face("AutoConfig", name)
+        if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+            raise UserError(f"--model hf:{name} is a {config.model_type}: only encoders of texts can be tuned.")
         tokenizer = from_hugging_face("AutoTokenizer", name)
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(f"--model hf:{name}: its tokenizer is none of the `tokenizers` library.")
         inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         inner.no_padding()
         inner.no_truncation()
-        longest = max_length or min(LONGEST["subwords"], tokenizer.model_max_length)
-        return cls(column, [], "pretrained", longest, 1, inner.to_str(), tokenizer.pad_token_id or 0)
+        positions = getattr(config, "max_position_embeddings", None) or LONGEST["subwords"]
+        longest = max_length or min(LONGEST["subwords"], positions, tokenizer.model_max_length)
+        return cls(column, [], "pretrained", longest, 1, inner.to_str(), padding=-1)  # no token, not even one in a text
+
+    @property
+    def often(self) -> str:
+        """What makes a segment known, in words."""
+        how = "in {} texts or more" if self.segment == "ngrams" else "there {} times or more"
+        return how.format(self.min_freq)
 
     @property
     def vocab_size(self) -> int:
         return len(self._buckets) + 2 if self.segment == "ngrams" else self._tokenizer.get_vocab_size()
+
+    @property
+    def looked_at(self) -> int:
+        """Characters of a raw text that are cleaned: enough for max_length, and no service waits for the rest."""
+        return max(10_000, 10 * self.max_length)
 
     @property
     def model_args(self) -> dict:
@@ -273,14 +303,15 @@ class TextPreprocessor:
 
     def ids(self, records) -> Ragged:
         """Turn records into ids without padding. Every text has one id at least."""
-        texts = read_texts(records, self.column)
+        texts = [text[: self.looked_at] for text in read_texts(records, self.column)]
         if self.segment == "ngrams":
             parts = _in_parts(partial(_hash_part, steps=self.steps, longest=self.max_length), texts)
             parts = [self._known(buckets, offsets) for buckets, offsets in parts]
             flat = np.concatenate([flat for flat, _ in parts] or [np.empty(0, np.int32)])
             lengths = np.concatenate([lengths for _, lengths in parts] or [np.empty(0, np.int64)])
         else:
-            cleaned = [text for part in _in_parts(partial(_clean_part, steps=self.steps), texts) for text in part]
+            tidy = _as_utf8 if self.segment == "pretrained" else partial(_clean_part, steps=self.steps)
+            cleaned = [text for part in _in_parts(tidy, texts) for text in part]
             rows = [tokens.ids or [UNKNOWN] for tokens in self._tokenizer.encode_batch_fast(cleaned)]
             lengths = np.array([len(row) for row in rows], dtype=np.int64)
             flat = np.fromiter((i for row in rows for i in row), dtype=np.int32, count=lengths.sum())
@@ -302,7 +333,7 @@ class TextPreprocessor:
     def examples(self, records: pd.DataFrame, count: int) -> list[dict]:
         """Return some records as dicts that JSON can hold."""
         texts = read_texts(spread(records, count), self.column)
-        return [{self.column: text[: 10 * self.max_length]} for text in texts]
+        return [{self.column: text[: self.looked_at]} for text in texts]
 
     def measure(self, records, x: Tensor) -> dict[str, np.ndarray]:
         """Return the length of each text in characters, and whether anything in it is unknown, as 0 and 1."""
@@ -319,7 +350,7 @@ class TextPreprocessor:
         """(column, kind, what becomes of it), to show to a person."""
         if self.segment == "pretrained":
             return [(self.column, "text", f"its network's own tokenizer; at most {self.max_length} tokens")]
-        parts = f"{self.vocab_size - 2:,} {self.segment} in {self.min_freq} texts or more"
+        parts = f"{self.vocab_size - 2:,} {self.segment} {self.often}"
         unit = "characters" if self.segment == "ngrams" else "tokens"
         steps = ", ".join(self.steps) or "no cleaning"
         return [(self.column, "text", f"{steps} → {parts}; at most {self.max_length} {unit}")]
@@ -358,8 +389,10 @@ def _train_tokenizer(cleaned: list[str], segment: str, min_freq: int, size: int)
         tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         counts = Counter(itertools.chain.from_iterable(cleaned))
-        known = sum(count >= min_freq for count in counts.values())  # rarer characters are unknown
-        trainer = trainers.BpeTrainer(limit_alphabet=max(1, known), **special)
+        known = [c for c in sorted(counts, key=lambda c: (-counts[c], c)) if counts[c] >= min_freq and c not in " ▁"]
+        # The trainer would choose among equally frequent ones at random, and make room for all
+        alphabet = ["▁", *known[: size - 3]] if known else []
+        trainer = trainers.BpeTrainer(initial_alphabet=alphabet, limit_alphabet=len(alphabet), **special)
     else:
         tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
         tokenizer.pre_tokenizer = (

@@ -146,7 +146,7 @@ def assemble_text(splits, config: Config, out: Path):
             )
     pipeline = _build_pipeline(splits, preprocessor, config, options)
     if pretrained:
-        pipeline.model.start_from(pretrained)
+        pipeline.model.start_from(pretrained, preprocessor.max_length)
         if config.training.lr > 5e-4:
             splits.notes.append(f"--lr {config.training.lr:g} is high for a pretrained network: 2e-5 to 1e-4 is usual")
     return splits, pipeline, make_loaders(splits, preprocessor.ids, pipeline.task, data.batch_size)

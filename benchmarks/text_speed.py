@@ -29,6 +29,7 @@ import torch.nn.functional as F
 
 from config import CLEANING, TrainConfig
 from dataloader import make_loader
+from model import build_model
 from pipeline import Pipeline
 from task import Task
 from text import TextPreprocessor, load_docstrings
@@ -51,7 +52,8 @@ def make_texts(count: int) -> pd.DataFrame:
 
 def make_pipeline(name: str, preprocessor, task) -> Pipeline:
     torch.manual_seed(0)
-    return Pipeline.build(name, {"activation": "relu", "dropout": 0.1}, task, preprocessor)
+    facts = {**preprocessor.model_args, "out_features": task.out_features, "activation": "relu", "dropout": 0.1}
+    return Pipeline(build_model(name, facts), task, preprocessor)
 
 
 def bare_loop(pipeline: Pipeline, batches, val_batches, epochs: int) -> float:

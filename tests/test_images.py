@@ -355,6 +355,8 @@ def test_every_way_to_ask_gives_the_same_answers(run, tmp_path):
     pd.testing.assert_frame_equal(one_by_one, expected, rtol=1e-5, atol=1e-6)
     in_memory = loaded.predict([{"file": open(f, "rb").read()} for f in files])
     np.testing.assert_allclose(in_memory["probability"], expected["probability"], atol=1e-6)
+    none = loaded.predict([])
+    assert none.empty and set(none) == {"file", *expected}
     folder = str(run.out / "sample")
     pd.DataFrame({"file": files}).to_csv(tmp_path / "paths.csv", index=False)
     for source, count in (

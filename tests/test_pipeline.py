@@ -68,7 +68,10 @@ def test_shuffled_extra_and_missing_columns(runs):
 
 def test_answers_of_no_records(runs):
     empty = make_table(5).iloc[:0]
-    assert list(runs["binary"].pipeline.predict(empty)) == list(runs["binary"].pipeline.predict(make_table(5)))
+    for run in runs.values():
+        for records in ([], empty):
+            answers = run.pipeline.predict(records)
+            assert list(answers) == list(run.pipeline.predict(make_table(5))) and answers.empty
 
 
 def resave(path, target, change):

@@ -1,9 +1,11 @@
 """Texts in any language are cleaned, cut into parts and learned from, and answered the same however they come."""
 
 import json
+import random
 import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from conftest import ROOT, assert_refused, command, quick_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resume import fingerprint, interrupted_run
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 
 import text as text_module
@@ -32,10 +35,10 @@ REST = ["the film was", "이 영화는", "I thought it was", "배우들은", "th
 
 def reviews(rows: int = 160, seed: int = 0) -> pd.DataFrame:
     """Short reviews in English, Korean and a little Hebrew, a label, and a number that goes with it."""
-    random = np.random.default_rng(seed)
-    label = random.integers(0, 2, rows)
-    words = [f"{random.choice(REST)} {random.choice(GOOD if y else BAD)} {random.choice(REST)}" for y in label]
-    stars = (1 + 3 * label + random.random(rows)).round(2)
+    draw = np.random.default_rng(seed)
+    label = draw.integers(0, 2, rows)
+    words = [f"{draw.choice(REST)} {draw.choice(GOOD if y else BAD)} {draw.choice(REST)}" for y in label]
+    stars = (1 + 3 * label + draw.random(rows)).round(2)
     grade = np.where(label == 0, "bad", np.where(stars > 4.5, "best", "good"))
     return pd.DataFrame(
         {"review": words, "binary": np.where(label, "pos", "neg"), "multiclass": grade, "regression": stars}
@@ -108,6 +111,24 @@ def test_cleaning_twice_changes_no_word_edges(text):
     assert "\n" not in cleaned and "  " not in cleaned and cleaned == cleaned.strip()
 
 
+@pytest.mark.parametrize("length", [40, 100_000])
+def test_no_text_takes_longer_than_its_length(length):
+    """Random letters, and what entities, addresses and accents without an end are made of."""
+    letters = "".join(random.Random(0).choices("abcdefgh", k=length))
+    hooks = ["&", "<", "<!--", "www.", "a@", "a@b", "a.", "+", "Σ'", "\u0316\u0300", "&#9"]
+    for text in [letters, "&#" + "9" * length + ";", *((hook * length)[:length] for hook in hooks)]:
+        started = time.perf_counter()
+        clean(text, list(CLEANING))
+        assert time.perf_counter() - started < 1, text[:20]
+
+
+@given(st.text(alphabet="ab@.+-é !", max_size=14))
+@settings(max_examples=500, deadline=None)
+def test_addresses_are_those_that_a_plain_search_finds(text):
+    expected = re.sub(r"([\w.+-]+@[\w-]+\.\w[\w.-]*)+", " xxmail ", text)
+    assert clean(text, ["marks"]) == clean(expected, [])
+
+
 # ---------------------------------------------------------------- n-grams and ids
 
 
@@ -164,6 +185,17 @@ def test_tokens(segment):
     assert torch.equal(again(texts), fitted(texts))
 
 
+def test_equally_frequent_characters_make_one_vocabulary_no_larger_than_asked():
+    """Chinese has no spaces, and more characters than --vocab-size: the trainer's own choice of them is random."""
+    texts = ["".join(chr(0x4E00 + (i * 7 + j) % 600) for j in range(20)) for i in range(90)]
+    for options in ({"min_freq": 3}, {"vocab_size": 50}, {"vocab_size": 4}):
+        fits = [fit(texts, segment="subwords", **options) for _ in range(3)]
+        assert fits[0] == fits[1] == fits[2] and fits[0].vocab_size <= options.get("vocab_size", 8000)
+    assert fits[0].decisions()[0][2].endswith("2 subwords there 1 times or more; at most 32 tokens")
+    with pytest.raises(UserError, match="nothing in it is there 3 times or more"):
+        fit(["龍", "馬"], segment="subwords", min_freq=3)
+
+
 def test_statistics_are_of_the_training_texts_alone(tmp_path):
     table = reviews().assign(review=lambda t: [f"{w} unique{i:03}" for i, w in enumerate(t["review"])])
     run = text_run(tmp_path / "run", table=table, data={"min_freq": 1, "segment": "words", "clean": ("case",)})
@@ -177,9 +209,25 @@ def test_the_number_of_processes_changes_nothing(monkeypatch):
     texts = reviews(900)["review"].tolist()
     one = fit(texts)
     ids = one(texts)
-    monkeypatch.setattr(text_module, "CHUNK", 50)
-    monkeypatch.setattr(text_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert fit(texts) == one and torch.equal(one(texts), ids)
+    for characters in (10**6, 100):
+        monkeypatch.setattr(text_module, "CHUNK", 50)
+        monkeypatch.setattr(text_module, "CHUNK_CHARACTERS", characters)
+        monkeypatch.setattr(text_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+        assert fit(texts) == one and torch.equal(one(texts), ids)
+
+
+def test_long_texts_are_hashed_a_few_at_once():
+    parts = list(text_module._in_parts(lambda part: [len(text) for text in part], ["", "x" * 700_000, "y"] * 3))
+    assert parts == [[0, 700_000, 1, 0], [700_000, 1, 0], [700_000, 1]]
+
+
+def test_the_end_of_a_very_long_text_is_not_cleaned():
+    fitted = fit(["ab cd"] * 3, max_length=5)
+    texts = ["ab cd" + "<>" * 50_000, " " * 9_995 + "ab cd", " " * 9_996 + "ab cd"]
+    ids = fitted(texts)
+    assert torch.equal(ids[1], fitted(["ab cd"])[0]) and (ids[2] == UNKNOWN).any()
+    records = fitted.examples(pd.DataFrame({"t": texts}), 3)
+    assert [len(record["t"]) for record in records] == [10_000] * 3 and torch.equal(fitted(records), ids)
 
 
 def test_cells_of_any_type_are_texts():
@@ -251,6 +299,18 @@ def test_the_unknown_id_is_trained(text_runs):
         trained = table.weight[UNKNOWN].detach().clone()
         training = quick_run_weights(run, facts, model)
         assert not torch.allclose(trained, training, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_unknown_id_is_trained_where_all_are_known(name):
+    """As with --min-freq 1. (Weight decay alone would change its vector: the gradient tells.)"""
+    facts = {"vocab_size": 50, "max_length": 9, "padding": 0, "out_features": 3, "activation": "relu", "dropout": 0.1}
+    torch.manual_seed(0)
+    model, ids = build_model(name, facts), torch.randint(2, 50, (64, 9), dtype=torch.int32)
+    before = ids.clone()
+    model(ids).square().sum().backward()
+    table = model.table if name == "bag" else model.tokens
+    assert table.weight.grad[UNKNOWN].abs().max() > 0 and torch.equal(ids, before)
 
 
 def quick_run_weights(run, facts, model):
@@ -398,9 +458,21 @@ def test_the_checkpoint_is_plain(text_runs):
 
 def test_strange_texts_are_answered(text_runs):
     strange = ["", "x", "👍" * 50, "\0\0", "\ud800", "עברית " * 3, "word " * 200_000, "가" * 1_000_000, "   ", "ㅋ"]
+    strange.append("".join(random.Random(0).choices("abcdefgh", k=1_000_000)))
     for model in MODELS:
         answers = text_runs[model, "binary"].pipeline.predict(strange)
         assert len(answers) == len(strange) and answers["probability"].between(0.5, 1).all()
+
+
+def test_no_texts_and_a_column_that_is_there_twice(text_runs):
+    for run in text_runs.values():
+        expected = list(run.pipeline.predict(["lovely"]))
+        for records in ([], reviews(5).head(0)):
+            answers = run.pipeline.predict(records)
+            assert answers.empty and list(answers) == expected
+    twice = reviews(5)[["review", "review"]]
+    with pytest.raises(UserError, match="column 'review' is there twice: rename one of them"):
+        run.pipeline.predict(twice)
 
 
 def test_strange_texts_are_trained_on(tmp_path):
@@ -445,6 +517,9 @@ def test_bad_flags_are_refused(tmp_path):
         (["--text", "review", "--model", "mlp"], ["--model mlp reads no texts"]),
         (["--clean", "lower"], ["--clean", "lower"]),
         (["--model", "hf"], ["--model hf needs a name"]),
+        (["--model", "hf:x", "--clean", "--vocab-size", "50"], ["--clean, --vocab-size: not for --model hf:x"]),
+        (["--model", "transformer", "--segment", "ngrams"], ["--model transformer", "--segment ngrams"]),
+        *((["--vocab-size", n], ["--vocab-size is 4 or more, not"]) for n in (1, 3)),
         (["--text", "review", "--min-freq", "1000"], ["--min-freq 1"]),
         (["--model", "transformer", "--hidden", "32", "64"], ["--hidden is one width"]),
     ):
@@ -497,6 +572,46 @@ def test_a_pretrained_encoder_is_tuned_and_travels(tmp_path):
     pd.testing.assert_frame_equal(loaded.predict(records), run.pipeline.predict(records), rtol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "gone")
     assert loaded.preprocessor(["this one: great"])[0].tolist() == tokenizer("this one: great")["input_ids"]
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A decoder and an encoder-decoder; their tokenizer, of bytes, has neither padding nor other special tokens."""
+    transformers = pytest.importorskip("transformers")
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    inner.train_from_iterator(reviews()["review"], trainer)
+    tokenizer, size = transformers.PreTrainedTokenizerFast(tokenizer_object=inner), inner.get_vocab_size()
+    gpt = transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    t5 = transformers.T5Config(vocab_size=size, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+    transformers.GPT2Model(gpt).save_pretrained(tmp_path / "gpt2")
+    for name, config in (("gpt2", gpt), ("t5", t5)):
+        tokenizer.save_pretrained(tmp_path / name)
+        config.save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def test_a_pretrained_tokenizer_gets_raw_texts_and_needs_no_padding(hub):
+    from transformers import AutoTokenizer
+
+    table, tokenizer = reviews()[["review", "binary"]], AutoTokenizer.from_pretrained(hub / "gpt2")
+    table.loc[:20, "review"] = "lovely film " * 100  # longer than there are positions
+    run = text_run(hub / "run", table=table, model=f"hf:{hub / 'gpt2'}", epochs=1)
+    known, raw = run.pipeline.preprocessor, ["Don't stop, it's great!", "a\u200bb\tc  d", tokenizer.decode([0])]
+    for text, ids in zip(raw, known(raw), strict=True):
+        assert ids[ids != known.padding].tolist() == tokenizer(text)["input_ids"]
+    assert known.max_length == 64 and tokenizer(raw[2])["input_ids"] == [0]
+    answers = run.pipeline.predict([*raw, "", "\ud800"])
+    alone = pd.concat([run.pipeline.predict([text]) for text in raw])
+    assert np.allclose(answers["probability"][:3], alone["probability"], atol=1e-6) and answers.notna().all(axis=None)
+
+
+def test_what_a_pretrained_network_cannot_read_is_refused(hub):
+    for name, words in (("gpt2", "reads no 65 tokens: give a lower --max-length"), ("t5", "is a t5: only encoders")):
+        with pytest.raises(UserError, match=words):
+            text_run(hub / "run", model=f"hf:{hub / name}", data={"max_length": 65})
 
 
 def test_replacing_a_field_of_a_preprocessor_makes_a_new_one():
