@@ -191,14 +191,15 @@ class Score:
         from cells import hold_values
 
         given = np.flatnonzero(hold_values(frame[self.task.target]))
-        try:
+        if not len(given):
+            return
+        try:  # rows can be answered whatever stands in the target column, and wherever a service runs
             targets = self.task.encode(frame[self.task.target].iloc[given])
-        except UserError as error:  # rows can be answered whatever stands in the target column
+            self.metrics = self.metrics or self.task.metrics()
+        except (UserError, ImportError) as error:
             self.trouble = str(error)
             return
-        if len(given):
-            self.metrics = self.metrics or self.task.metrics()
-            self.metrics.update(self.task.scores(logits[given]), self.task.decode(targets))
+        self.metrics.update(self.task.scores(logits[given]), self.task.decode(targets))
 
     def show(self, file) -> None:
         if self.trouble:

@@ -84,7 +84,12 @@ def test_asking_a_model_needs_neither_scikit_learn_nor_torchmetrics(runs):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pipeline import Pipeline\n"
         f"import pandas as pd; out = {str(runs['binary'].out)!r}\n"
-        "Pipeline.load(out + '/best.pt').predict(pd.read_csv(out + '/sample.csv'))\n"
+        "pipeline, rows = Pipeline.load(out + '/best.pt'), pd.read_csv(out + '/sample.csv')\n"
+        "pipeline.predict(rows)\n"
+        "sys.modules['torchmetrics'] = None  # it is not in the image: no metrics, and no traceback\n"
+        "from predict import Score; score = Score(pipeline.task)\n"
+        "score.add(pipeline.ask(rows)[1], rows.assign(**{pipeline.task.target: pipeline.task.classes[0]}))\n"
+        "assert 'torchmetrics' in score.trouble; del sys.modules['torchmetrics']\n"
         "assert not {'sklearn', 'torchmetrics', 'trainer', 'tensorboard'} & set(sys.modules), set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
