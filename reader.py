@@ -438,6 +438,7 @@ def _stream_parquet(path: str | Path, rows: int, text: str) -> Iterator[pd.DataF
     try:
         with _reading(path), parquet.ParquetFile(_open(path)) as file:
             for batch in file.iter_batches(batch_size=rows):
+                batch.validate(full=True)  # letters that are no UTF-8 are found much later otherwise
                 for i, field in enumerate(batch.schema):
                     if not (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)):
                         continue
@@ -451,7 +452,7 @@ def _stream_parquet(path: str | Path, rows: int, text: str) -> Iterator[pd.DataF
                 done += len(batch)
                 frame = batch.to_pandas()
                 yield frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:  # also in pandas' own part of it
         raise UserError(f"{path}: cannot be read as parquet: {error}.") from None
 
 
