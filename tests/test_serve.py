@@ -639,7 +639,11 @@ def test_a_file_of_texts_keeps_its_empty_ones(everything, name, tmp_path):
         ("t.csv", lambda t: b'age,city\n"' + b"x\n" * 600_000, "t.csv: cannot be read (field larger"),
         ("t.csv", lambda t: ",".join(map(str, range(9_000))) + "\n" + "," * 8_999, "column 'age' is missing. There is"),
         ("t.csv", lambda t: b"a" * 1_100_000 + b"\n1\n", "t.csv: the first 1,048,576 bytes hold no line end"),
-        ("t.csv", lambda t: t[:9].to_csv(index=False).encode()[:-1] + b"\xec\x84", "t.csv: cannot be read as a table"),
+        (
+            "t.csv",
+            lambda t: t[:9].to_csv(index=False).encode()[:-1] + b"\xec\x84",
+            "t.csv: row 9 holds bytes that are no UTF-8",
+        ),
         ("t.csv", lambda t: b"\xff\xfea\0\n\0\0\xd8\n\0", "t.csv: cannot be read"),
         ("t.jsonl", lambda t: b"[" * 100_000, "t.jsonl: line 1 is no JSON"),
         ("t.db", lambda t: b"", "t.db: a file of records is csv"),
