@@ -34,6 +34,8 @@ def canonical(value) -> str:
     text = str(value).strip()
     if text in NULLS:
         return ""
+    if len(text) > 400:  # no number that Python reads
+        return text
     if re.fullmatch(r"[+-]?\d+(\.0*)?", text):
         return str(int(text.split(".")[0]))
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", text):
@@ -119,7 +121,7 @@ def date_format(values: pd.Series) -> str:
     """Return the first of DATE_FORMATS that fits every cell, or ""."""
     if pd.api.types.is_datetime64_any_dtype(values.dtype):
         return "ISO8601"
-    text = to_text(values.dropna().drop_duplicates()).dropna().drop_duplicates()
+    text = to_text(values.drop_duplicates()).dropna()
     looks_like_date = text.str.contains(r"\d.*[-/.:년 ].*\d", regex=True)
     if text.empty or not looks_like_date.all():
         return ""

@@ -124,7 +124,7 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         if Path(path).is_dir():
             records = read_class_folders(path, is_image_file if image else is_text_file, notes)
             return records if image else records.assign(**{text: list(map(read_text_file, records[FILE]))})
-        records = read_table(path, text)
+        records = read_table(path, text, image)
         return resolve_paths(records, image, path) if image else records
 
     from_file = table is None

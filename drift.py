@@ -30,6 +30,7 @@ class Profile:
                 if len(words) > CATEGORIES or counts.min(initial=FEWEST) < FEWEST:
                     # The frequent ones of half of the rows, counted in the other half: in the same, those chosen would
                     # seem more frequent than they are
+                    values = np.random.default_rng(0).permutation(values)
                     half, values = values[::2], values[1::2]
                     words, counts = np.unique(half[half != ""].astype(str), return_counts=True)
                     most = np.argsort(-counts, kind="stable")[:CATEGORIES]

@@ -136,8 +136,6 @@ def make_onnx(pipeline):
     import torch
     from onnx import TensorProto, helper
 
-    from runtime import input_name
-
     network, inputs, codes = make_network(pipeline)
     task, rows = pipeline.task, torch.export.Dim.DYNAMIC
     outputs = ["label", "probabilities", "logits"] if task.classes else ["prediction", "logits"]
@@ -161,7 +159,10 @@ def make_onnx(pipeline):
     model = onnx.compose.add_prefix(program.model_proto, prefix)
     graph, first, last = model.graph, [], []
     for name, put in zip(inputs, graph.input, strict=True):
-        outside, inside, put.name = input_name(name), put.name, input_name(name)
+        outside, inside = name, put.name
+        while not outside or outside in outputs or (outside != name and outside in inputs):
+            outside = f"column {outside}"
+        put.name = outside
         if name in codes:  # strings → codes, before anything else
             values = pipeline.preprocessor.categories[name]["values"] or ["\0"]  # it takes no empty list
             attributes = {"keys_strings": values, "values_int64s": range(1, len(values) + 1), "default_int64": 0}

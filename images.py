@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errors import UserError, did_you_mean, naming
-from preprocessing import as_frame, spread
+from preprocessing import as_frame, count_cores, spread
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow hands others to programs beside it
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -29,7 +29,9 @@ _one_large = threading.Lock()
 IMAGES_AT_ONCE = 256  # of those that predict.py holds in memory
 DATA_URL = "data:image/"  # …png;base64,iVBOR…
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error here, see `_open`
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, NotImplementedError)  # of Pillow
+UNREADABLE = (  # what Pillow raises
+    OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, NotImplementedError, IndexError
+)  # fmt: skip
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 # ---------------------------------------------------------------- files → records
@@ -145,7 +147,7 @@ def read_pixels(cell: str | bytes, size: int, channels: int) -> np.ndarray:
         try:
             image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))  # jpeg: decode no larger than needed
             seen = _as_seen(image, channels)
-        except (*UNREADABLE, IndexError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{_name(cell)}the image is broken ({error}).") from None
         if seen.size != (size, size):
             seen = ImageOps.fit(
@@ -203,11 +205,6 @@ class PixelCache:
         if self.bytes_used <= _memory() / 4:
             return np.empty(shape, dtype=np.uint8)
         return np.memmap(tempfile.TemporaryFile(dir=self.folder), dtype=np.uint8, mode="w+", shape=shape)
-
-
-def count_cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> int:

@@ -38,6 +38,7 @@ class Options:
     """auto, cpu, cuda, mps …"""
 
 
+TABLE_ROWS_AT_ONCE = 65_536
 DRIFT_ROWS = 100_000  # the first of the input, which are compared with the training data
 
 
@@ -108,9 +109,12 @@ def open_output(path: str, source: str):
         writer.close()
 
 
-def read_inputs(path: str, kind: str, preprocessor, task):
+def read_inputs(path: str, kind: str, preprocessor, task, rows: int = 0):
     """Yield pieces of a table, of which one may be as large as they come; for images and texts, of what a folder or
-    glob holds, of one image, of a .txt with a text in each line, or of a table."""
+    glob holds, of one image, of a .txt with a text in each line, or of a table.
+
+    rows: of a piece, about; 0 = what goes well through a network.
+    """
     import pandas as pd
 
     from images import ENDINGS, IMAGES_AT_ONCE, is_image_file, resolve_paths
@@ -119,16 +123,17 @@ def read_inputs(path: str, kind: str, preprocessor, task):
 
     if kind == "tabular":
         plain = all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in task.classes)
-        yield from read_chunks(path, numbers=preprocessor.number_columns | ({task.target} if plain else set()))
+        numbers = preprocessor.number_columns | ({task.target} if plain else set())
+        yield from read_chunks(path, numbers=numbers, rows=rows or TABLE_ROWS_AT_ONCE)
         return
-    column, rows = preprocessor.column, IMAGES_AT_ONCE if kind == "image" else TEXTS_AT_ONCE
+    column, rows = preprocessor.column, rows or (IMAGES_AT_ONCE if kind == "image" else TEXTS_AT_ONCE)
     if kind == "image" and is_image_file(Path(path)):
         files = pd.DataFrame({FILE: [path]}, index=pd.RangeIndex(1, 2, name="row"))
     elif kind == "image":
         files = find_files(path, is_image_file, f"images ({', '.join(ENDINGS)})")
     else:
         files = find_files(path, is_text_file, "texts (.txt)")
-    for table in read_chunks(path, text=column if kind == "text" else "", rows=rows) if files is None else [files]:
+    for table in read_chunks(path, **{kind: column}, rows=rows) if files is None else [files]:
         for start in range(0, len(table), rows):
             frame = table.iloc[start : start + rows]
             if kind == "image":

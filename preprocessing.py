@@ -4,6 +4,7 @@ Scikit-learn finds the statistics; what is kept of it are plain numbers, and a f
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ def rows_per_pass(x) -> int:
     numbers, and fewer images and texts, which a network makes larger."""
     is_table = isinstance(x, Tensor) and x.dim() == 2 and x.is_floating_point()
     return max(1, min(8192, 2**24 // max(1, x.shape[1]))) if is_table else 256
+
+
+def count_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spread(records: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -263,7 +269,7 @@ class TabularPreprocessor:
         Raises UserError, naming row and column, for a missing column or a cell of the wrong kind.
         """
         frame = as_frame(records)
-        self._check_columns(frame)
+        self.check_columns(frame)
         x = np.empty((len(frame), len(self.feature_names)), dtype=np.float32)
         with np.errstate(over="ignore"):  # refused below
             for at, (_, feature) in enumerate(self.features(lambda name, state: _raw(frame[name], state))):
@@ -276,7 +282,8 @@ class TabularPreprocessor:
             raise UserError(f"row {frame.index[row]}, column {self.feature_names[column]!r}: the number is too large.")
         return torch.from_numpy(x)
 
-    def _check_columns(self, frame: pd.DataFrame) -> None:
+    def check_columns(self, frame: pd.DataFrame) -> None:
+        """Raise UserError where a column is missing."""
         for name in self.used:
             if name not in frame:
                 others = [c for c in frame if c not in self.used]

@@ -117,14 +117,14 @@ def file_format(path: str | Path) -> str:
     return FORMATS[ending]
 
 
-def _is_packed(path: str | Path) -> bool:
+def is_packed(path: str | Path) -> bool:
     with open(path, "rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _open(path: str | Path):
+def open_unpacked(path: str | Path):
     """Open a file for reading bytes, unpacking gzip whatever its name."""
-    return gzip.open(path, "rb") if _is_packed(path) else open(path, "rb")
+    return gzip.open(path, "rb") if is_packed(path) else open(path, "rb")
 
 
 @contextmanager
@@ -174,7 +174,7 @@ def _encoding(path: str | Path, head: bytes, *, is_table: bool = True) -> str:
 def _first_misfit(path: str | Path, encoding: str) -> bytes | None:
     """Return the first HEAD bytes of a file with bytes that are not of an encoding; None where it is of it."""
     decoder = codecs.getincrementaldecoder(encoding)()
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         block = file.read(HEAD)
         while block:
             following = file.read(HEAD)
@@ -187,7 +187,7 @@ def _first_misfit(path: str | Path, encoding: str) -> bytes | None:
 
 
 def _damage(path: str | Path, head: bytes, encoding: str, is_table: bool) -> UserError:
-    with io.TextIOWrapper(_open(path), encoding=encoding, errors="surrogateescape", newline="") as text:
+    with io.TextIOWrapper(open_unpacked(path), encoding=encoding, errors="surrogateescape", newline="") as text:
         rows = csv.reader(text, delimiter=_separator(head.decode("latin-1"))) if is_table else text
         rows = (row for row in rows if row)
         bad = next(i for i, row in enumerate(rows) if re.search("[\udc80-\udcff]", "".join(row)))
@@ -210,7 +210,7 @@ def sniff(path: str | Path, text_column: str = "") -> Dialect:
     """Find out encoding, separator, decimal sign and header of a text table. Raises UserError for an unusable one."""
     csv.field_size_limit(TEXT_BLOCK if text_column else HEAD)
     with _reading(path):
-        with _open(path) as file:
+        with open_unpacked(path) as file:
             head = file.read(HEAD)
         if not head.strip(b"\xef\xbb\xbf\xff\xfe\r\n\t \x00"):
             raise UserError(f"{path}: the file is empty.")
@@ -267,7 +267,7 @@ def _arrow_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
         # closed here: they would go on reading from its number, which by then is that of the next file opened
         with _reading(path):
             file = pa.OSFile(str(path))
-            file = pa.CompressedInputStream(file, "gzip") if _is_packed(path) else file
+            file = pa.CompressedInputStream(file, "gzip") if is_packed(path) else file
             with arrow.open_csv(file, **options) as batches:
                 yield batches
     except pa.ArrowInvalid as error:
@@ -277,7 +277,7 @@ def _arrow_batches(path: str | Path, dialect: Dialect, types: dict) -> Iterator:
         misfit = re.search(r"CSV column #(\d+): .*conversion error", str(error))
         column = dialect.raw_header[int(misfit[1])] if misfit else ""
         if types.get(column, pa.string()) == pa.string():  # there is no wider type
-            hint = "" if dialect.text else " --text COLUMN reads long texts."
+            hint = " --text COLUMN reads long texts." if "straddling" in str(error) and not dialect.text else ""
             raise UserError(f"{path}: cannot be read as a table: {error} (Is a quote left open?){hint}") from None
         types[column] = pa.float64() if pa.types.is_integer(types[column]) else pa.string()
         raise _Retype from None
@@ -314,7 +314,7 @@ def _ends_in_a_quote(path: str | Path) -> bool:
     """Tell whether a table whose last cell holds line ends stops inside its quotes: inside, quotes stand in pairs, and
     one more closes them."""
     tail = b""
-    with _reading(path), _open(path) as file:
+    with _reading(path), open_unpacked(path) as file:
         for block in iter(lambda: file.read(HEAD), b""):
             tail = (tail + block)[-1000:]
     return len(re.search(rb'"*$', tail.replace(b"\0", b"").rstrip())[0]) % 2 == 0
@@ -322,7 +322,7 @@ def _ends_in_a_quote(path: str | Path) -> bool:
 
 def _ragged_row(path: str | Path, dialect: Dialect) -> tuple[int, int]:
     """Find the number of the first row whose fields are not as many as the header's, which Arrow does not tell."""
-    with _reading(path), io.TextIOWrapper(_open(path), encoding=dialect.encoding, newline="") as text:
+    with _reading(path), io.TextIOWrapper(open_unpacked(path), encoding=dialect.encoding, newline="") as text:
         rows = (row for row in csv.reader(text, delimiter=dialect.separator) if row)
         return next(((i, len(row)) for i, row in enumerate(rows) if len(row) != len(dialect.header)), (0, 0))
 
@@ -382,7 +382,7 @@ def _stream_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
         columns.update(dict.fromkeys(key for record in records for key in record))
         return frame_of(records).reindex(columns=list(columns))
 
-    with _reading(path), _open(path) as file:
+    with _reading(path), open_unpacked(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -429,26 +429,25 @@ def _stream_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
             yield frame[[c for c in frame if c != name] + [name]]
 
 
-def _stream_parquet(path: str | Path, rows: int, text: str) -> Iterator[pd.DataFrame]:
-    """Read parquet. Columns of bytes that are UTF-8 are text, which some programs write so; others may be images."""
+def _stream_parquet(path: str | Path, rows: int, text: str, image: str) -> Iterator[pd.DataFrame]:
+    """Read parquet. Columns of bytes but that of the images are text, which some programs write so."""
     import pyarrow as pa
     from pyarrow import parquet
 
     done = 0
     try:
-        with _reading(path), parquet.ParquetFile(_open(path)) as file:
+        with _reading(path), parquet.ParquetFile(open_unpacked(path)) as file:
             for batch in file.iter_batches(batch_size=rows):
                 batch.validate(full=True)  # letters that are no UTF-8 are found much later otherwise
                 for i, field in enumerate(batch.schema):
-                    if not (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)):
-                        continue
-                    try:
-                        batch = batch.set_column(i, field.name, batch[i].cast(pa.string()))
-                    except pa.ArrowInvalid:
-                        if field.name == text:
-                            cells = enumerate(batch[i].to_pylist(), start=done + 1)
-                            row = next(n for n, cell in cells if cell and cell != cell.decode(errors="ignore").encode())
-                            raise UserError(f"{path}: row {row}, column {text!r}: these bytes are no UTF-8.") from None
+                    is_bytes = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+                    if is_bytes and field.name != image:
+                        cells = [None if c is None else c.decode("utf-8", "replace") for c in batch[i].to_pylist()]
+                        bad = [c is not None and "\ufffd" in c for c in cells]
+                        if field.name == text and any(bad):
+                            row = done + 1 + bad.index(True)
+                            raise UserError(f"{path}: row {row}, column {text!r}: these bytes are no UTF-8.")
+                        batch = batch.set_column(i, field.name, pa.array(cells, pa.string()))
                 done += len(batch)
                 frame = batch.to_pandas()
                 yield frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
@@ -457,34 +456,37 @@ def _stream_parquet(path: str | Path, rows: int, text: str) -> Iterator[pd.DataF
 
 
 def _stream_lines(path: str | Path, rows: int, column: str) -> Iterator[pd.DataFrame]:
-    with _reading(path), _open(path) as file:
+    with _reading(path), open_unpacked(path) as file:
         encoding = _encoding(path, file.read(HEAD), is_table=False)
-    with _reading(path), io.TextIOWrapper(_open(path), encoding=encoding.replace("utf-8", "utf-8-sig")) as lines:
+    encoding = encoding.replace("utf-8", "utf-8-sig")
+    with _reading(path), io.TextIOWrapper(open_unpacked(path), encoding=encoding) as lines:
         while part := [line.removesuffix("\n") for line in itertools.islice(lines, rows)]:
             yield pd.DataFrame({column: part})
 
 
 def _is_table(path: str | Path, column: str) -> bool:
-    """Tell a table from a file with a text in each line: in some encoding its first line names the column of texts."""
+    """Tell a table from a file with a text in each line: in some encoding and with some separator, its first line names
+    the column of texts, and most others have as many fields (a table of one column may hold anything)."""
     csv.field_size_limit(HEAD)
-    with _reading(path), _open(path) as file:
+    with _reading(path), open_unpacked(path) as file:
         head = file.read(HEAD)
-    for encoding in ("utf-16", "utf-8-sig", "cp949", "latin-1"):
-        line = re.split(r"[\r\n]", head.decode(encoding, "ignore").lstrip("\r\n"), maxsplit=1)[0]
-        headers = (next(csv.reader([line], delimiter=mark), []) for mark in SEPARATORS)
-        if any(name.strip() == column for header in headers for name in header):
+    for encoding, separator in itertools.product(("utf-16", "utf-8-sig", "cp949", "latin-1"), SEPARATORS):
+        lines = io.StringIO(head.decode(encoding, "ignore"), newline="")
+        header, *rows = itertools.islice((row for row in csv.reader(lines, delimiter=separator) if row), 200)
+        alike = [len(row) == len(header) for row in rows]
+        if column in [name.strip() for name in header] and (len(header) == 1 or np.mean(alike or [1]) > 0.9):
             return True
     return False
 
 
 def read_chunks(
-    path: str | Path, *, numbers: set[str] = frozenset(), text: str = "", rows: int = 65_536
+    path: str | Path, *, numbers: set[str] = frozenset(), text: str = "", image: str = "", rows: int = 65_536
 ) -> Iterator[pd.DataFrame]:
     """Read a csv, tsv, jsonl or parquet file in pieces of about `rows`, in constant memory.
 
     numbers: columns of a text table that training read as numbers; all others are read as text.
     text: column whose cells are taken letter by letter; a .txt file then holds one in each line, unless its first
-    line names that column.
+    line names that column.  image: column whose bytes stay bytes.
     The index counts the file's rows from 1. Raises UserError, naming the row, where the file cannot be read.
     """
     may_be_lines = text and str(path).lower().removesuffix(".gz").endswith(".txt")
@@ -492,7 +494,7 @@ def read_chunks(
         "csv": lambda: _stream_csv(path, numbers, text),
         "lines": lambda: _stream_lines(path, rows, text),
         "jsonl": lambda: _stream_jsonl(path, rows),
-        "parquet": lambda: _stream_parquet(path, rows, text),
+        "parquet": lambda: _stream_parquet(path, rows, text, image),
         "log": lambda: _stream_log(path, rows),
     }["lines" if may_be_lines and not _is_table(path, text) else file_format(path)]
     start = 1
@@ -502,15 +504,15 @@ def read_chunks(
         yield frame
 
 
-def read_table(path: str | Path, text: str = "") -> pd.DataFrame:
+def read_table(path: str | Path, text: str = "", image: str = "") -> pd.DataFrame:
     """Read a whole file; the index counts its rows from 1. Raises UserError where it is empty or cannot be read.
 
-    text: column whose cells are taken letter by letter.
+    text: column whose cells are taken letter by letter.  image: column whose bytes stay bytes.
     """
     if file_format(path) == "csv":
         table = _read_csv(path, text)
     else:
-        chunks = list(read_chunks(path, text=text))
+        chunks = list(read_chunks(path, text=text, image=image))
         table = pd.concat(chunks, ignore_index=True) if chunks else pd.DataFrame()
     if table.empty:
         raise UserError(f"{path}: there are no rows below the header.")
@@ -528,7 +530,7 @@ def standard_input(text: str = "") -> Iterator[str]:
         path = Path(folder) / "standard input"
         with open(path, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file, HEAD)
-        with _reading("standard input"), _open(path) as file:
+        with _reading("standard input"), open_unpacked(path) as file:
             line = next((line for line in iter(lambda: file.readline(TEXT_BLOCK), b"") if line.strip()), b"")
         is_jsonl = _is_record(line) if text else line.lstrip(b"\xef\xbb\xbf ")[:1] == b"{"
         path = path.rename(f"{path}.{'parquet' if line[:4] == b'PAR1' else 'jsonl' if is_jsonl else 'txt'}")
@@ -541,5 +543,5 @@ def standard_input(text: str = "") -> Iterator[str]:
 def _is_record(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line.decode("utf-8-sig")), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

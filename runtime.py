@@ -11,17 +11,10 @@ from errors import UserError
 from pipeline import Pipeline, kind_of
 from preprocessing import as_frame, rows_per_pass
 
-OUTPUTS = ("label", "probabilities", "prediction", "logits")  # of an exported graph
-
 
 def load(path: str) -> Pipeline:
     """Load a checkpoint, or an .onnx file made of one. Raises UserError where it is neither."""
     return OnnxPipeline.load(path) if str(path).endswith(".onnx") else Pipeline.load(path)
-
-
-def input_name(column: str) -> str:
-    """Return what an exported graph calls the input for a column: as it is, unless an output has that name."""
-    return f"column {column}" if column in OUTPUTS else column
 
 
 def feed_of(preprocessor, records, x: Tensor) -> dict[str, np.ndarray]:
@@ -84,9 +77,9 @@ class OnnxPipeline(Pipeline):
     def outputs(self, records, x: Tensor) -> dict[str, np.ndarray]:
         """Return all that the graph gives for records. x: what the preprocessor made of them."""
         feed, size = feed_of(self.preprocessor, records, x), rows_per_pass(x)
-        names = [output.name for output in self.session.get_outputs()]
+        names, inputs = ([put.name for put in puts] for puts in (self.session.get_outputs(), self.session.get_inputs()))
         parts = [
-            self.session.run(names, {input_name(n): values[start : start + size] for n, values in feed.items()})
+            self.session.run(names, {n: v[start : start + size] for n, v in zip(inputs, feed.values(), strict=True)})
             for start in range(0, len(x), size)
         ]
         return {name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}

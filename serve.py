@@ -14,11 +14,11 @@ import asyncio
 import base64
 import contextlib
 import gc
-import gzip
 import json
 import math
 import re
 import secrets
+import shutil
 import signal
 import sqlite3
 import sys
@@ -162,33 +162,45 @@ def save_upload(file, name: str, folder: str) -> str:
 
     Raises UserError where that is no ending of a table, or the file is damaged or too large.
     """
-    from reader import FORMATS, file_format
+    from reader import FORMATS, file_format, is_packed, open_unpacked
 
     if file_format(name) == "log":
         raise UserError(f"{name}: a file of records is csv, tsv, txt, jsonl or parquet.")
     path = Path(folder, "file" + next(s for s in reversed(Path(name.lower()).suffixes) if s in FORMATS))
-    packed = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
+    raw = Path(folder, "raw")
     try:
-        with open(path, "wb") as copy, gzip.open(file) if packed else file as source:
+        with open(raw, "wb") as copy:
+            shutil.copyfileobj(file, copy)
+        with open(path, "wb") as copy, open_unpacked(raw) as source:
             while block := source.read(1 << 20):
                 if copy.tell() > MAX_BODIES:  # a few packed bytes can be gigabytes
                     raise UserError(f"{name}: more than {MAX_BODIES:,} bytes when it is unpacked.")
                 copy.write(block)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{name}: cannot be read ({error}).") from None
+    if is_packed(path):
+        raise UserError(f"{name}: packed twice.")
     return str(path)
 
 
 def read_pieces(path: str, kind: str, pipeline, columns: list[str]):
-    """Yield (number of its first row, records) of each piece of a file, read as predict.py reads it."""
-    from predict import read_inputs
+    """Yield (number of its first row, records) of each piece of a file, read as predict.py reads it.
 
+    Raises UserError, naming row or column, where that fails, or the cells are too many bytes.
+    """
+    from predict import read_inputs
+    from preprocessing import as_frame
+
+    known, size = pipeline.preprocessor, 0
     kept = (str, int, float, list, dict, datetime, type(None))  # not what else is in parquet, such as decimals
-    for frame in read_inputs(path, kind, pipeline.preprocessor, pipeline.task):
-        if not set(columns) <= set(frame):  # to be refused, with the nearest name in the file
-            read_records({"records": [dict.fromkeys(frame)]}, kind, columns)
+    for frame in read_inputs(path, kind, known, pipeline.task, FILE_PIECE):
+        frame = as_frame(frame, getattr(known, "column", ""))
+        if kind == "tabular":
+            known.check_columns(frame)
         frame = frame[columns]
+        size += frame.memory_usage(deep=True).sum()
+        if size > MAX_BODIES:  # a few bytes of parquet can be gigabytes
+            raise UserError(f"{path}: more than {MAX_BODIES:,} bytes when it is unpacked.")
         for start in range(0, len(frame), FILE_PIECE):
             part = frame.iloc[start : start + FILE_PIECE]
             records = [
@@ -199,11 +211,13 @@ def read_pieces(path: str, kind: str, pipeline, columns: list[str]):
             yield first, read_records({"records": records}, kind, columns, first)
 
 
-async def answer_file(service, model, upload, columns: list[str]) -> str:
+async def answer_file(request, upload, service, model, columns: list[str]) -> str:
     """Return as JSON what predict.py would answer to a file, asked piece by piece under one request id.
 
     Raises UserError, naming the file's row, where it cannot be read, or it or its answers are too large.
     """
+    from starlette.requests import ClientDisconnect
+
     name, path, request_id, parts, size = upload.filename, "", "", [], 0
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -211,6 +225,8 @@ async def answer_file(service, model, upload, columns: list[str]) -> str:
             pieces = read_pieces(path, service.kind, model.pipeline, columns)
             while piece := await asyncio.to_thread(next, pieces, None):
                 first, records = piece
+                if await request.is_disconnected():
+                    raise ClientDisconnect
                 if first + len(records) - 1 > MAX_FILE_ROWS:
                     raise UserError(f"{name}: more than {MAX_FILE_ROWS:,} rows: send it in parts, or ask predict.py.")
                 request_id, answers = await service.ask(records, model, first, request_id)
@@ -346,7 +362,7 @@ class Guard:
         late = asyncio.get_running_loop().time() + LONGEST_BODY
 
         async def receive_some():
-            nonlocal size
+            nonlocal size, late
             try:
                 async with asyncio.timeout_at(late):
                     message = await receive()
@@ -354,6 +370,7 @@ class Guard:
                 raise HTTPException(408, f"a request is to be sent within {LONGEST_BODY} seconds.") from None
             size += len(message.get("body", b""))
             self.bodies += len(message.get("body", b""))
+            late = late if message.get("more_body") else None  # whoever waits on is not sending any more
             if size > MAX_BODY:
                 raise HTTPException(413, f"a request is at most {MAX_BODY:,} bytes.")
             if self.bodies > MAX_BODIES:
@@ -370,7 +387,7 @@ class Guard:
             if not self._may(scope["path"], headers):
                 ask = {"WWW-Authenticate": 'Basic realm="model"'}
                 raise HTTPException(401, "the key is missing or wrong: Authorization: Bearer KEY.", ask)
-            if _is_foreign(headers):
+            if _is_foreign(scope["method"], headers):
                 raise HTTPException(403, "a page of another site cannot ask this service.")
             await self.app(scope, receive_some, send_and_note)
         except HTTPException as refused:
@@ -395,12 +412,14 @@ class Guard:
         return secrets.compare_digest(value, self.key)
 
 
-def _is_foreign(headers: dict[bytes, bytes]) -> bool:
+def _is_foreign(method: str, headers: dict[bytes, bytes]) -> bool:
     """Tell whether a browser asks for a page of another site, with a key that it may remember for this one.
 
     Browsers say so themselves (https://www.w3.org/TR/fetch-metadata/), but for plain http; there the page's origin
-    counts, beside the host that a proxy passes on.
+    counts, beside the host that a proxy passes on. A link to here is no such question.
     """
+    if method == "GET" and headers.get(b"sec-fetch-mode") == b"navigate":
+        return False
     if b"sec-fetch-site" in headers:
         return headers[b"sec-fetch-site"] not in (b"same-origin", b"none")
     origin = headers.get(b"origin", b"").partition(b"://")[2]
@@ -448,7 +467,8 @@ def make_app(service, key: str = ""):
             if service.kind != "image":
                 if len(files) > 1:
                     raise UserError(f"one file in a request, not {len(files)}.")
-                return Response(await answer_file(service, model, *files, columns), media_type="application/json")
+                answers = await answer_file(request, *files, service, model, columns)
+                return Response(answers, media_type="application/json")
             records = [{known.column: await file.read()} for file in files]
         else:
             records = read_records(await read_json(request), service.kind, columns)

@@ -4,7 +4,6 @@ import ast
 import base64
 import html
 import itertools
-import os
 import re
 import sysconfig
 import unicodedata
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from errors import UserError
 from huggingface import from_hugging_face
-from preprocessing import as_frame, spread
+from preprocessing import as_frame, count_cores, spread
 
 PADDING, UNKNOWN = 0, 1  # the first ids; those of known segments follow, the most frequent first
 LONGEST_NGRAM = 5  # characters, the mark of a word's edge among them
@@ -180,11 +179,10 @@ def _in_parts(function: Callable, texts: list[str]) -> Iterator:
             parts.append([])
             room = CHUNK_CHARACTERS - len(text)
         parts[-1].append(text)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if len(texts) < 8 * CHUNK or cores == 1:
+    if len(texts) < 8 * CHUNK or count_cores() == 1:
         yield from map(function, parts)
     else:
-        with ProcessPoolExecutor(cores) as pool:
+        with ProcessPoolExecutor(count_cores()) as pool:
             yield from pool.map(function, parts)
 
 

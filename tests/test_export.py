@@ -101,17 +101,8 @@ def test_sequences_and_ranks_are_exported_too(tmp_path):
 
 
 def test_columns_may_be_called_as_anything_in_the_graph(tmp_path):
-    names = [
-        "label",
-        "logits",
-        "cat",
-        "values",
-        "column_1",
-        "column_0",
-        "network/column_0",
-        "probabilities",
-        "a b'\"/é",
-    ]
+    names = ["label", "column label", "logits", "", "cat", "values", "column_1", "column_0", "network/column_0"]
+    names += ["probabilities", "a b'\"/é"]
     random = np.random.default_rng(0)
     table = pd.DataFrame({name: random.normal(size=120) for name in names} | {"where": random.choice(list("xyz"), 120)})
     table["y"] = np.where(table["label"] > 0, "up", "down")
@@ -121,8 +112,8 @@ def test_columns_may_be_called_as_anything_in_the_graph(tmp_path):
     pd.testing.assert_frame_equal(asked, run.pipeline.predict(table), rtol=1e-4, atol=1e-5)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     assert {i.name for i in session.get_inputs()} == {
-        *(f"column {name}" if name in ("label", "logits", "probabilities") else name for name in names),
-        "where",
+        *(f"column {name}" if name in ("", "logits", "probabilities") else name for name in names if name != "label"),
+        *("where", "column column label"),
     }
 
 

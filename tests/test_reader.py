@@ -328,7 +328,7 @@ def test_bytes_in_parquet_are_text_where_they_can_be(tmp_path):
     pictures = [b"\x89PNG", "가".encode()] * 3
     frame = pd.DataFrame({"w": ["가".encode(), None, b"b"] * 2, "picture": pictures, "n": range(6)})
     frame.to_parquet(tmp_path / "t.parquet")
-    table = read_table(tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet", image="picture")
     assert table["w"].fillna("").tolist() == ["가", "", "b"] * 2 and table["picture"].tolist() == pictures
     for read in (
         lambda path: read_table(path, "picture"),
@@ -356,3 +356,24 @@ def test_names_of_class_folders_that_make_no_label(tmp_path, names, message):
     if "UTF-8" in message:
         with pytest.raises(UserError, match=message):
             find_files(str(tmp_path), is_text_file, "texts")
+
+
+def test_a_cell_of_bytes_changes_no_other_in_whichever_piece_it_comes(tmp_path):
+    cells = [b"aa", b"bb", None] * 40 + [b"\xff"]
+    pd.DataFrame({"k": cells, "image": [b"\x89PNG"] * len(cells)}).to_parquet(tmp_path / "t.parquet")
+    whole = read_table(tmp_path / "t.parquet", image="image")
+    pieces = pd.concat(read_chunks(tmp_path / "t.parquet", image="image", rows=50))
+    pd.testing.assert_frame_equal(whole, pieces)
+    assert whole["k"].tolist()[:2] == ["aa", "bb"] and whole["k"].iloc[-1] == "\ufffd"
+    assert whole["image"].iloc[0] == b"\x89PNG"
+
+
+def test_a_word_in_the_first_sentence_makes_no_table(tmp_path):
+    path = tmp_path / "t.txt"
+    for text, rows in (
+        ("I liked it, review, really\nsecond text here\nthird\n", 3),
+        ("review,n\nfine,1\nbad,2\n", 2),
+        ('review\nfine\n"bad, really"\n', 2),
+    ):
+        path.write_text(text)
+        assert len(pd.concat(read_chunks(path, text="review"))) == rows

@@ -135,6 +135,8 @@ def test_pages_of_other_sites_cannot_ask(everything):
         for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
             headers = {"Origin": "https://model.example", "Sec-Fetch-Site": site}
             assert client.post("/predict", json={"records": ["great"]}, headers=headers).status_code == status
+        link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        assert client.get("/", headers=link).status_code == 200  # a link to the page asks nothing
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +292,7 @@ DRAWS = {
     "normal": lambda random, n: random.normal(size=n),
     "nearly always 1": lambda random, n: (random.random(n) < 0.95).astype(float),
     "five words": lambda random, n: random.choice(list("abcde"), n).astype(object),
+    "two words by turns": lambda random, n: np.resize(np.array(["left", "right"] * 99 + ["both"], dtype=object), n),
     "a hundred words": lambda random, n: random.integers(0, 100, n).astype(str).astype(object),
 }
 
@@ -635,6 +638,8 @@ def test_a_file_of_texts_keeps_its_empty_ones(everything, name, tmp_path):
         ("t.csv", lambda t: pd.concat([t] * 3), "t.csv: more than 5,000 rows"),
         ("t.csv.gz", lambda t: gzip.compress(b"a")[:-4], "t.csv.gz: cannot be read (Compressed file ended"),
         ("t.csv.gz", lambda t: gzip.compress(bytes(5_000_000)), "t.csv.gz: more than 4,000,000 bytes"),
+        ("t.csv.gz", lambda t: gzip.compress(gzip.compress(b"a,b\n")), "t.csv.gz: packed twice"),
+        ("t.parquet", lambda t: t[:2000].assign(city="x" * 4000).to_parquet(), "t.parquet: more than 4,000,000 bytes"),
         ("t.parquet", lambda t: b"PAR1", "t.parquet: cannot be read as parquet"),
         ("t.csv", lambda t: b'age,city\n"' + b"x\n" * 600_000, "t.csv: cannot be read (field larger"),
         ("t.csv", lambda t: ",".join(map(str, range(9_000))) + "\n" + "," * 8_999, "column 'age' is missing. There is"),
