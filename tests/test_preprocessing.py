@@ -176,7 +176,13 @@ def test_canonical_spelling_is_stable(value):
 
 
 @pytest.mark.parametrize(
-    "same", [(1, 1.0, "1", "1.0", " 01 "), (True, "True", "true"), (None, np.nan, "", "NA", pd.NaT)]
+    "same",
+    [
+        (1, 1.0, "1", "1.0", " 01 "),
+        (True, "True", "true"),
+        (None, np.nan, "", "NA", pd.NaT),
+        ("1" * 5000, "1" * 5000 + " "),
+    ],
 )
 def test_canonical_spelling_is_one(same):
     assert len({canonical(v) for v in same}) == 1
