@@ -101,7 +101,7 @@ def to_numbers(values: pd.Series, hint: str = "") -> np.ndarray:
         numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         wrong = np.isnan(numbers) & text.notna().to_numpy()
         if wrong.any():
-            raise UserError(f"{name_cell(values, wrong)} is not a plain number. {hint}")
+            raise UserError(f"{name_cell(values, wrong)} is not a plain number. {hint}".rstrip())
     if np.isinf(numbers).any():
         raise UserError(f"{name_cell(values, np.isinf(numbers))} is infinite. Empty the cell or leave out the row.")
     return numbers

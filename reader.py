@@ -422,6 +422,8 @@ def _stream_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
     """Read the records that serve.py --log kept and that were told their true target, which is the last column."""
     query = "SELECT record, name, target FROM requests WHERE target IS NOT NULL ORDER BY rowid"
     with _open_log(path) as log:
+        if not log.execute(f"SELECT EXISTS ({query})").fetchone()[0]:
+            raise UserError(f"{path}: no record in it has a true target yet, which POST /feedback tells.")
         found = log.execute(query)
         while some := found.fetchmany(rows):
             frame = frame_of([json.loads(record) | {name: json.loads(target)} for record, name, target in some])
