@@ -85,7 +85,8 @@ def read_records(body, kind: str, columns: list[str], first: int = 1) -> list[di
         for name in columns:
             if name not in record:
                 others = [c for c in record if c not in columns][:1000]
-                raise UserError(f"row {row}, column {name!r} is missing.{did_you_mean(name, others, list(record)[:1000])}")
+                hint = did_you_mean(name, others, list(record)[:1000])
+                raise UserError(f"row {row}, column {name!r} is missing.{hint}")
         check = _image if kind == "image" else _cell
         kept.append({name: check(row, name, record[name]) for name in columns})
     return kept
