@@ -51,7 +51,7 @@ ALLOWED = {
     "export": {"errors", "model", "pipeline", "preprocessing", "runtime"},
     "predict": {"cells", "drift", "errors", "images", "pipeline", "reader", "runtime", "text"},
     "service": {"cells", "drift", "errors", "images", "pipeline", "preprocessing", "runtime"},
-    "serve": {"errors", "images", "pipeline", "predict", "reader", "service"},
+    "serve": {"errors", "images", "pipeline", "predict", "preprocessing", "reader", "service"},
 }
 FILES = sorted(ROOT.glob("*.py"))
 
