@@ -472,12 +472,14 @@ def _is_table(path: str | Path, column: str) -> bool:
     csv.field_size_limit(HEAD)
     with _reading(path), open_unpacked(path) as file:
         head = file.read(HEAD)
-    for encoding, separator in itertools.product(("utf-16", "utf-8-sig", "cp949", "latin-1"), SEPARATORS):
-        lines = io.StringIO(head.decode(encoding, "ignore"), newline="")
-        header, *rows = itertools.islice((row for row in csv.reader(lines, delimiter=separator) if row), 200)
-        alike = [len(row) == len(header) for row in rows]
-        if column in [name.strip() for name in header] and (len(header) == 1 or np.mean(alike or [1]) > 0.9):
-            return True
+    for encoding in ("utf-16", "utf-8-sig", "cp949", "latin-1"):
+        text = head.decode(encoding, "ignore")
+        for separator in SEPARATORS:
+            rows = (row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row)
+            header = next(rows, [])
+            alike = [len(row) == len(header) for row in itertools.islice(rows, 200)]
+            if column in [name.strip() for name in header] and (len(header) == 1 or np.mean(alike or [1]) > 0.9):
+                return True
     return False
 
 

@@ -374,6 +374,7 @@ def test_a_word_in_the_first_sentence_makes_no_table(tmp_path):
         ("I liked it, review, really\nsecond text here\nthird\n", 3),
         ("review,n\nfine,1\nbad,2\n", 2),
         ('review\nfine\n"bad, really"\n', 2),
+        ("x", 1),  # too short for some encodings: no row at all in these
     ):
         path.write_text(text)
         assert len(pd.concat(read_chunks(path, text="review"))) == rows
