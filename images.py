@@ -149,10 +149,8 @@ def read_pixels(cell: str | bytes, size: int, channels: int) -> np.ndarray:
             seen = _as_seen(image, channels)
         except UNREADABLE as error:
             raise UserError(f"{_name(cell)}the image is broken ({error}).") from None
-        if seen.size != (size, size):
-            seen = ImageOps.fit(
-                seen, (size, size), Image.Resampling.BICUBIC
-            )  # the short side fills, the long is cropped
+        if seen.size != (size, size):  # the short side fills, the long is cropped
+            seen = ImageOps.fit(seen, (size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(seen)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
