@@ -2,10 +2,10 @@
 #   docker build -t model .
 #   docker run -p 8000:8000 -e API_KEY=… -v ./runs/x:/model:ro model
 #   docker run … -v log:/log model --checkpoint /model/best.pt --log /log/requests.db
-# The first stage installs, the second keeps only what was installed: no pip cache, no compilers, no tests.
+# The first stage installs; the second keeps only the installed packages: no pip cache, no compilers, no tests.
 
 FROM python:3.11-slim AS installed
-# PyTorch's own index has builds for CPUs alone, a few hundred megabytes; the usual one brings CUDA, several gigabytes.
+# PyTorch's own index has CPU builds of a few hundred megabytes; the default index brings CUDA, several gigabytes.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements-serve.txt .
 RUN python -m venv --without-pip /venv \
@@ -18,8 +18,12 @@ FROM python:3.11-slim
 COPY --from=installed /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
-COPY errors.py cells.py preprocessing.py images.py text.py huggingface.py reader.py drift.py \
-     model.py task.py pipeline.py runtime.py service.py serve.py predict.py page.html ./
+COPY errors.py config.py model.py task.py pipeline.py predict.py serve.py ./
+COPY sources sources
+COPY preprocessing preprocessing
+COPY backbones backbones
+COPY evaluation evaluation
+COPY serving serving
 RUN install -d -o nobody /log
 USER nobody
 EXPOSE 8000

@@ -1,8 +1,9 @@
-"""Every hyperparameter on one page: a field is a flag, its default and its help text.
+"""Every flag on one page: a field is a flag, its default and its help text.
 
-Standard library only, so that --help, a typo and an impossible value are answered before torch is imported.
+Standard library only, so that --help, a typo and an impossible value are reported before torch is imported.
 """
 
+import ast
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Literal
 from errors import UserError, did_you_mean
 
 BUNDLED = ("breast_cancer", "wine", "diabetes", "digits", "docstrings")
-TABLE = "(a DataFrame)"  # in place of a file's name, where `train` was given one
+TABLE = "(a DataFrame)"  # in place of a file's name, if `train` was given a DataFrame
 INF = float("inf")
 CLEANING = ("unicode", "html", "repeats", "marks", "case")
-COLUMN_KINDS = ("number", "category", "boolean", "date", "drop")
+COLUMN_KINDS = ("number", "category", "boolean", "date", "text", "image", "drop")
 
 
 def _check(condition: bool, message: str) -> None:
@@ -23,105 +24,129 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _within(config, **ranges: tuple[float, float]) -> None:
-    """Raise UserError where a field is not between its two bounds, or is infinite."""
+    """Raise UserError for a field that is not between its two bounds, or is infinite."""
     for name, (low, high) in ranges.items():
         value, flag = getattr(config, name), "--" + name.replace("_", "-")
         upper = "up" if high == INF else f"to {high:g}"
-        _check(low <= value <= high and value != INF, f"{flag} is a number from {low:g} {upper}, not {value}.")
+        _check(low <= value <= high and value != INF, f"{flag} must be a number from {low:g} {upper}, not {value}.")
+
+
+def _as_tuples(config) -> None:
+    """Let one value stand for a tuple of one: ModelConfig(hidden=64), DataConfig(text="review")."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(f.default, tuple) and not isinstance(value, tuple):
+            value = tuple(value) if isinstance(value, list) else (value,) if value != "" else ()
+            object.__setattr__(config, f.name, value)
 
 
 def model_names() -> list[str]:
-    """The names in MODELS of model.py, read as text: asking model.py itself would import torch."""
-    source = Path(__file__).with_name("model.py").read_text(encoding="utf-8")
-    block = source.split("\nMODELS = {")[1].split("}")[0]
-    return re.findall(r'"(\w+)":', block) + re.findall(r'^MODELS\["(\w+)"\]', source, flags=re.MULTILINE)
+    """Return the names in MODELS of model.py, read from its syntax tree: importing it would import torch."""
+    tree = ast.parse(Path(__file__).with_name("model.py").read_text(encoding="utf-8"))
+    assignments = (node for node in tree.body if isinstance(node, ast.Assign))
+    models = next(node.value for node in assignments if ast.unparse(node.targets[0]) == "MODELS")
+    return [ast.literal_eval(key) for key in models.keys]
+
+
+def from_plain(cls: type, values: dict):
+    """Build a dataclass from plain values: unknown names are ignored, missing ones take the field's default.
+
+    Raises TypeError if a field without a default is missing.
+    """
+    return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """what to learn from, and what to learn"""
+    """what to learn from, and what to predict"""
 
     data: str = "breast_cancer"
     """A csv, tsv, jsonl or parquet file (also .gz), a log of serve.py (.db), a folder of images or of .txt files
-    (<class>/*, or train, val and test of these), or a bundled example: breast_cancer, wine, diabetes, digits,
+    (<class>/*, or train, val and test with such folders), or a bundled example: breast_cancer, wine, diabetes, digits,
     docstrings."""
     target: str = ""
-    """The column to predict. Bundled examples and folders know theirs."""
-    image: str = ""
-    """The column of a table that holds paths of images, from the table's folder."""
-    text: str = ""
-    """The column of a table that holds text; found without asking where nothing else is there to learn from."""
+    """The column to predict. Bundled examples and folders have their own."""
     task: Literal["auto", "binary", "multiclass", "regression"] = "auto"
-    """The kind of problem; auto tells it from the target's values."""
+    """The kind of problem; auto decides from the target's values."""
+    text: tuple[str, ...] = ()
+    """Columns of text, found automatically in most tables; short for --columns NAME=text."""
+    image: str = ""
+    """The column of image paths, relative to the table's folder; short for --columns NAME=image."""
     columns: tuple[str, ...] = ()
-    """Overrule the kind of a column: NAME=KIND …, KIND one of number, category, boolean, date, drop."""
-    val_data: str = ""
-    """A file of validation rows, in place of a share of --data."""
-    test_data: str = ""
-    """A file of test rows, in place of a share of --data."""
+    """Set the kind of a column: NAME=KIND …, KIND one of number, category, boolean, date, text, image, drop."""
     val_split: float = 0.15
-    """Share of the rows for validation: it picks the best epoch."""
+    """Share of the rows for validation: it selects the best epoch."""
     test_split: float = 0.15
-    """Share of the rows for the test, which is made once, after training."""
+    """Share of the rows for the test, which is evaluated once, after training."""
+    val_data: str = ""
+    """A file of validation rows, instead of a share of --data."""
+    test_data: str = ""
+    """A file of test rows, instead of a share of --data."""
     group: str = ""
     """Rows with the same value in this column stay in the same split."""
     time: str = ""
-    """Split by this column: the newest rows are the test, those before them validation."""
-    drop_nulls: bool = False
-    """Leave out rows with an empty cell in place of filling it in."""
-    scaling: Literal["standard", "quantile", "none"] = "standard"
-    """Numbers: to mean 0 and deviation 1, to a normal distribution by rank, or as they are."""
-    min_freq: int = 3
-    """Categories and n-grams in fewer training rows than this, and words and tokens that are there fewer times, share
-    the code of unknown ones."""
-    clean: tuple[Literal["unicode", "html", "repeats", "marks", "case"], ...] = CLEANING
-    """Steps of cleaning texts: one code for what looks the same, tags and entities, sooo → soo, marks for addresses
-    and digits, lower case. None given = none."""
-    segment: Literal["auto", "ngrams", "words", "subwords", "characters"] = "auto"
-    """Parts of texts: n-grams of characters in words, words, byte-pair sub-words, characters; auto: the network's own
-    (ngrams for bag, subwords for transformer)."""
-    vocab_size: int = 0
-    """Known parts of texts at most, the most frequent; 0 = 262144 n-grams, 30000 words, 8000 sub-words."""
-    max_length: int = 0
-    """Longest text that is read, in characters (ngrams) or tokens; 0 = all but the longest 1 % of training texts."""
-    image_size: int = 0
-    """Pixels of an image's side for the network; 0 = chosen from the training images, 128 at most."""
-    augment: Literal["none", "light", "standard", "strong"] = "standard"
-    """Random changes of training images: light crops and flips, standard turns, zooms and tints as well."""
-    flip: Literal["auto", "on", "off"] = "auto"
-    """Mirror training images at random; auto: unless that makes them look like another class."""
-    skip_broken: bool = False
-    """Leave out images that cannot be read in place of stopping."""
+    """Split by this column: the newest rows are the test split, those before them validation."""
     batch_size: int = 0
     """Rows per step; 0 = chosen from the number of training rows."""
+    drop_nulls: bool = False
+    """Leave out rows with a missing cell instead of filling it."""
+    skip_broken: bool = False
+    """Leave out records that cannot be read, such as broken images, instead of stopping."""
+    scaling: Literal["standard", "quantile", "none"] = "standard"
+    """Numbers: to mean 0 and std 1, by rank to a normal distribution, or unchanged."""
+    min_freq: int = 3
+    """Rarer values are unknown: categories and n-grams in fewer training rows, words and tokens that occur fewer
+    times."""
+    clean: tuple[Literal["unicode", "html", "repeats", "marks", "case"], ...] = CLEANING
+    """Steps of cleaning texts: Unicode NFKC normalisation, tags and entities, sooo → soo, placeholders for addresses
+    and digits, lower case. --clean without a value applies none."""
+    tokenizer: Literal["auto", "ngrams", "words", "subwords", "characters"] = "auto"
+    """Parts of texts: n-grams of characters within words, words, byte-pair subwords, characters; auto = what the
+    network reads (ngrams for bag, subwords for transformer)."""
+    vocab_size: int = 0
+    """Maximum number of known parts of texts; 0 = 262144 n-grams, 30000 words, 8000 subwords."""
+    max_length: int = 0
+    """Maximum length of a text (characters for n-grams, otherwise tokens); longer texts are truncated; 0 = chosen so
+    that 99 % of the training texts fit."""
+    image_size: int = 0
+    """Side of the network's images in pixels; 0 = chosen from the training images, at most 128."""
+    augment: Literal["none", "light", "standard", "strong"] = "standard"
+    """Random changes of training images; light: shifts; standard: also rotation, zoom and colour; strong: more of
+    these, and erased rectangles."""
+    flip: Literal["auto", "on", "off"] = "auto"
+    """Mirror training images at random; auto: unless mirrored images look like another class."""
 
     def __post_init__(self):
+        _as_tuples(self)
         _within(self, val_split=(0, 1), test_split=(0, 1), image_size=(0, 4096), min_freq=(1, INF), batch_size=(0, INF))
         _within(self, vocab_size=(0, 2**22), max_length=(0, INF))
         shares = self.val_split, self.test_split
-        _check(min(shares) > 0 and sum(shares) < 1, "--val-split and --test-split leave no rows to one of the splits.")
-        _check(not (self.image and self.text), "--image and --text: a network reads one of them, not both.")
+        _check(min(shares) > 0 and sum(shares) < 1, "--val-split and --test-split leave no rows for one of the splits.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
-        _check(self.batch_size != 1, "--batch-size is 2 rows or more, which batch normalisation needs, not 1.")
-        _check(self.image_size not in (1, 2, 3), f"--image-size is 4 or more, not {self.image_size}.")
-        _check(self.vocab_size not in (1, 2, 3), f"--vocab-size is 4 or more, not {self.vocab_size}.")
+        _check(self.batch_size != 1, "--batch-size must be 2 or more, because batch normalisation needs 2 rows, not 1.")
+        _check(self.image_size not in (1, 2, 3), f"--image-size must be 4 or more, not {self.image_size}.")
+        _check(self.vocab_size not in (1, 2, 3), f"--vocab-size must be 4 or more, not {self.vocab_size}.")
         self.column_kinds()
 
     def column_kinds(self) -> dict[str, str]:
-        """`columns` as a dict: name → kind."""
-        kinds = {}
+        """Return name → kind of the columns that --columns, --text and --image name."""
+        kinds = dict.fromkeys(self.text, "text") | ({self.image: "image"} if self.image else {})
+        _check(self.image not in self.text, f"--image {self.image}: the column is also given as --text.")
         for item in self.columns:
             name, separator, kind = item.rpartition("=")
             _check(bool(separator and name), f"--columns takes NAME=KIND, not {item!r}.")
-            _check(kind in COLUMN_KINDS, f"--columns {item}: no such kind.{did_you_mean(kind, COLUMN_KINDS)}")
+            _check(kind in COLUMN_KINDS, f"--columns {item}: unknown kind.{did_you_mean(kind, COLUMN_KINDS)}")
+            _check(kinds.get(name, kind) == kind, f"--columns {item}: {name} is given as {kinds.get(name)} as well.")
             kinds[name] = kind
         return kinds
 
     def check_files(self) -> None:
-        """Raise UserError where a file named by a flag does not exist."""
+        """Raise UserError for a file that a flag names and that does not exist."""
         for flag, path in (("--data", self.data), ("--val-data", self.val_data), ("--test-data", self.test_data)):
             if path == TABLE:
-                raise UserError("that run was given a DataFrame: resume it in Python, train(…, table=the same one).")
+                raise UserError(
+                    "that run used a DataFrame: resume it in Python with train(…, table=the same DataFrame)."
+                )
             if not path or (flag == "--data" and path in BUNDLED) or Path(path).exists():
                 continue
             folder = Path(path).parent
@@ -133,51 +158,56 @@ class DataConfig:
 class ModelConfig:
     """the network"""
 
-    model: str = "auto"
-    """A name in MODELS of model.py; auto: mlp for tables, cnn for images, bag for texts. transformer reads texts in
-    order; hf:NAME fine-tunes a Hugging Face encoder (where transformers is installed)."""
+    model: tuple[str, ...] = ("auto",)
+    """Names in MODELS of model.py, one per input: mlp (numbers, categories), bag or transformer (text), cnn (image).
+    auto, and inputs that no name covers: mlp, bag, cnn. hf:NAME fine-tunes a Hugging Face encoder of texts."""
     hidden: tuple[int, ...] = ()
     """Widths of the hidden layers, or channels of a cnn's stages; none given = 128 64 for mlp, 32 64 128 for cnn,
     32 for bag, 64 64 for transformer."""
     activation: Literal["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"] = "relu"
-    """What follows each hidden layer."""
+    """Activation function after each hidden layer."""
     batch_norm: bool = True
     """Batch normalisation in each hidden layer."""
     dropout: float = 0.1
-    """Share of a hidden layer's outputs set to zero in training."""
+    """Share of a hidden layer's outputs that are set to zero in training."""
 
     def __post_init__(self):
+        _as_tuples(self)
         names = ["auto", *model_names()]
-        _check(self.model != "hf", "--model hf needs a name: hf:bert-base-multilingual-cased.")
-        _check(
-            self.model in names or self.model.startswith("hf:"),
-            f"--model {self.model}: no such network.{did_you_mean(self.model, names)}",
-        )
+        for name in self.model:
+            _check(name != "hf", "--model hf needs a name: hf:bert-base-multilingual-cased.")
+            known = name in names or name.startswith("hf:")
+            _check(known, f"--model {name}: unknown network.{did_you_mean(name, names)}")
         hidden = " ".join(map(str, self.hidden))
         _check(all(width >= 1 for width in self.hidden), f"--hidden takes widths of 1 or more, not {hidden}.")
         _within(self, dropout=(0, 0.99))
 
+    @property
+    def pretrained(self) -> str:
+        """The Hugging Face model that --model names; "" without one."""
+        return next((name.removeprefix("hf:") for name in self.model if name.startswith("hf:")), "")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """how to learn"""
+    """how to train"""
 
     epochs: int = 100
     """Passes over the training rows, at most."""
     loss: Literal["auto", "mse", "l1", "huber"] = "auto"
-    """For regression: squared, absolute or Huber error. Classification has cross-entropy, binary or softmax."""
+    """For regression: squared, absolute or Huber error. Classification always uses cross-entropy."""
     class_weights: bool = False
-    """Let each class count the same, however rare it is."""
+    """Weight the loss so that all classes count the same, however rare."""
     label_smoothing: float = 0.0
-    """Share of each label spread over the classes."""
+    """Share of each label that is spread over all classes."""
     optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop"] = "Adam"
-    """When in doubt, Adam."""
+    """Optimizer of torch.optim."""
     lr: float = 1e-3
     """Learning rate; OneCycleLR takes it as the peak."""
     weight_decay: float = 1e-4
-    """Pull of the weights towards zero."""
+    """L2 penalty on the weights (for AdamW, decoupled)."""
     momentum: float = 0.9
-    """For SGD."""
+    """Momentum of SGD."""
     scheduler: Literal[
         "none",
         "LambdaLR",
@@ -188,13 +218,13 @@ class TrainConfig:
         "ReduceLROnPlateau",
         "OneCycleLR",
     ] = "ReduceLROnPlateau"
-    """How the learning rate moves, by torch's names; LambdaLR is lr / (1 + gamma · epoch)."""
+    """Learning rate schedule, by torch's names; LambdaLR is lr / (1 + gamma · epoch)."""
     warmup: int = 0
-    """Epochs in which the learning rate rises from zero, before the scheduler begins."""
+    """Epochs in which the learning rate rises from zero, before the scheduler starts."""
     step_size: int = 10
     """StepLR: epochs between two drops."""
     milestones: tuple[int, ...] = ()
-    """MultiStepLR: epochs of the drops; none given = at half and at three quarters of --epochs."""
+    """MultiStepLR: epochs of the drops; none given = after half and three quarters of --epochs."""
     gamma: float = 0.0
     """Factor of a drop, or rate of decay; 0 = 0.95 for ExponentialLR, 0.1 for the others."""
     lr_patience: int = 5
@@ -202,62 +232,74 @@ class TrainConfig:
     min_lr: float = 0.0
     """CosineAnnealingLR, ReduceLROnPlateau: the lowest learning rate."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Batches whose gradients are accumulated into one step."""
     amp: bool = False
-    """Train in bfloat16 where that is safe: faster on GPUs and on CPUs with AMX, slower on others."""
+    """Mixed precision in bfloat16: faster on GPUs and on CPUs with AMX, slower on others."""
     clip_norm: float = 0.0
-    """Largest norm of the gradient; 0 = no limit."""
+    """Maximum norm of the gradient; 0 = no limit."""
     monitor: str = "loss"
-    """What picks the best epoch on validation: loss, or a metric such as accuracy, roc_auc, f1, rmse, mae, r2."""
+    """What decides the best epoch on validation: loss, or a metric such as accuracy, roc_auc, f1, rmse, mae, r2."""
     patience: int = 20
     """Stop after this many epochs without improvement; 0 = never."""
     seed: int = 0
-    """Of the split, the first weights, the order of the rows, dropout."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps …"""
-    threads: int = 0
-    """CPU threads; 0 = one for small networks, all for large ones."""
-    out: str = ""
-    """Run folder; default runs/<data>-<time>."""
-    resume: str = ""
-    """Go on from a last.pt, with its flags unless others are typed."""
+    """Seed of the split, the initial weights, the order of the rows, and dropout."""
 
     def __post_init__(self):
+        _as_tuples(self)
         _within(self, epochs=(1, INF), step_size=(1, INF), accumulate=(1, INF), warmup=(0, INF), lr_patience=(0, INF))
-        _within(self, patience=(0, INF), seed=(0, 2**32 - 1), threads=(0, INF), weight_decay=(0, INF), gamma=(0, INF))
+        _within(self, patience=(0, INF), seed=(0, 2**32 - 1), weight_decay=(0, INF), gamma=(0, INF))
         _within(self, min_lr=(0, INF), clip_norm=(0, INF), momentum=(0, 0.9999), label_smoothing=(0, 0.99))
-        _check(0 < self.lr < INF, f"--lr is a number above 0, not {self.lr}.")
+        _check(0 < self.lr < INF, f"--lr must be a number above 0, not {self.lr}.")
         _check(self.warmup < self.epochs, f"--warmup {self.warmup} leaves no epoch of --epochs {self.epochs}.")
         milestones = list(self.milestones)
         _check(
             milestones == sorted(set(milestones)) and all(m > self.warmup for m in milestones),
-            f"--milestones are epochs after the warm-up, in rising order, not {' '.join(map(str, milestones))}.",
+            f"--milestones must be epochs after the warm-up, in rising order, not {' '.join(map(str, milestones))}.",
         )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """where and on what"""
+
+    out: str = ""
+    """Run folder; default runs/<data>-<time>."""
+    resume: str = ""
+    """Continue from a last.pt, with its flags except those that are given."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, mps …"""
+    threads: int = 0
+    """CPU threads; 0 = one for small networks, all for large ones."""
+
+    def __post_init__(self):
+        _within(self, threads=(0, INF))
         _check(
             re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", self.device) is not None,
-            f"--device {self.device}: no such device.{did_you_mean(self.device, ('auto', 'cpu', 'cuda', 'mps'))}",
+            f"--device {self.device}: unknown device.{did_you_mean(self.device, ('auto', 'cpu', 'cuda', 'mps'))}",
         )
 
 
 @dataclass(frozen=True)
 class Config:
-    """The three together, as a checkpoint keeps them."""
+    """All flags, as a checkpoint keeps them."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self):
-        name, data = self.model.model, self.data
+        names, data = self.model.model, self.data
         _check(
-            (name, data.segment) != ("transformer", "ngrams"),
-            "--model transformer reads parts in their order, which --segment ngrams have not: give words, subwords or "
-            "characters, or --model bag.",
+            not ("transformer" in names and data.tokenizer == "ngrams"),
+            "--model transformer reads tokens in their order, and --tokenizer ngrams gives no order: give words, "
+            "subwords or characters, or --model bag.",
         )
-        own = [n for n in ("clean", "segment", "vocab_size") if getattr(data, n) != getattr(DataConfig, n)]
+        given = [n for n in ("clean", "tokenizer", "vocab_size") if getattr(data, n) != getattr(DataConfig, n)]
         _check(
-            not (own and name.startswith("hf:")),
-            f"--{', --'.join(own).replace('_', '-')}: not for --model {name}, which has a tokenizer of its own.",
+            not (given and self.model.pretrained),
+            f"--{', --'.join(given).replace('_', '-')}: not with --model hf:{self.model.pretrained}, which has its own "
+            "tokenizer.",
         )
 
     def to_dict(self) -> dict:
@@ -269,10 +311,5 @@ class Config:
 
     @classmethod
     def from_dict(cls, state: dict) -> "Config":
-        """The inverse of `to_dict`; fields that this version does not have are passed over."""
-
-        def plain(group: type, values: dict):
-            known = {f.name for f in fields(group)}
-            return group(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
-
-        return cls(*(plain(f.default_factory, state.get(f.name, {})) for f in fields(cls)))
+        """The inverse of `to_dict`; flags that this version does not have are ignored."""
+        return cls(*(from_plain(f.default_factory, state.get(f.name, {})) for f in fields(cls)))

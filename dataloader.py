@@ -1,8 +1,8 @@
 """Records → train, validation and test splits → batches."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cells import canonical_codes, date_format, hold_values, to_days
 from config import BUNDLED, DataConfig
-from errors import UserError, did_you_mean, naming
-from images import ENDINGS, digits_folder, is_image_file, resolve_paths
-from preprocessing import infer_kind as infer_column
-from preprocessing import rows_per_pass
-from reader import FILE, LABEL, is_text_file, log_kind, read_class_folders, read_table, read_text_file
-from task import Task, check_classes, class_counts, infer_kind
-from text import load_docstrings
-
-
-def load_bundled(name: str) -> tuple[pd.DataFrame, str]:
-    """Return a table that scikit-learn ships, and the name of its target."""
-    from sklearn import datasets
-
-    options = {"scaled": False} if name == "diabetes" else {}
-    bunch = getattr(datasets, f"load_{name}")(as_frame=True, **options)
-    table = bunch.frame
-    if name != "diabetes":
-        table["target"] = [str(bunch.target_names[i]) for i in table["target"]]
-    table.index = pd.RangeIndex(1, len(table) + 1, name="row")
-    return table, "target"
-
+from errors import BrokenRecords, UserError, did_you_mean, error_prefix
+from preprocessing import KINDS, Preprocessor, gather
+from preprocessing.column import Cells, Encoded
+from preprocessing.parsing import canonical_codes, date_format, has_value, parse_numbers, to_days
+from preprocessing.preprocessor import layout_of
+from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, split_folders
+from task import Task, infer_kind, stratify_labels
 
 # ---------------------------------------------------------------- records → splits
 
@@ -46,39 +31,31 @@ class Splits:
     val: pd.DataFrame
     test: pd.DataFrame
     target: str
-    kind: str
-    image: str  # the column that holds images, "" for a table
-    text: str  # the column that holds texts, "" for a table
+    kind: str  # binary, multiclass or regression
+    config: DataConfig  # with the kinds of columns that the source knows
     sources: list[str]  # where the records of each split come from
-    notes: list[str]
+    notes: list[str]  # what a person should know about the data
 
 
 def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None) -> Splits:
     """Read what `config` names (or take `table`), leave out unusable rows and split. Nothing is fitted here.
 
-    Raises UserError for every kind of bad data, naming file, row or column.
+    Raises UserError for every kind of bad data, naming the file, row or column.
     """
     notes: list[str] = []
-    tables, sources, target, image, text = _read_all(config, table, notes)
-    first = tables[0]
-    for name in first:
-        if name != target and config.column_kinds().get(name) != "drop" and first[name].isna().all():
-            raise UserError(
-                f"{sources[0]}: column {name!r} has no value in any row: leave it out with --columns {name}=drop."
-            )
-    for i in (1, 2):
+    tables, sources, target, config = _read_all(config, table, notes)
+    for i, source in enumerate(sources):
         if tables[i] is not None:
-            missing = [c for c in first if c not in tables[i]]
+            missing = [c for c in tables[0] if c not in tables[i]]
             if missing:
                 hint = did_you_mean(missing[0], tables[i].columns)
-                raise UserError(f"{sources[i]}: column {missing[0]!r} is missing.{hint}")
-            tables[i] = _usable(tables[i][first.columns], target, config, notes, sources[i])
-    del first
-    test, val, table = tables.pop(), tables.pop(), _usable(tables.pop(), target, config, notes, sources[0])
+                raise UserError(f"{source}: column {missing[0]!r} is missing.{hint}")
+            tables[i] = _usable(tables[i][tables[0].columns], target, config, notes, source)
+    test, val, table = tables.pop(), tables.pop(), tables.pop()
     kind = infer_kind(table[target]) if config.task == "auto" else config.task
     shares = {"val": config.val_split if val is None else 0.0, "test": config.test_split if test is None else 0.0}
     train_rows, val_rows, test_rows = split_rows(table, target, kind, config, shares, seed)
-    # Rearranged column by column, a large table is not in memory twice; slices of it are then free.
+    # Reordered column by column, a large table is not in memory twice; the splits are then views of it.
     table, order = table.copy(deep=False), np.concatenate([train_rows, val_rows, test_rows])
     for i, name in enumerate(table.columns):
         table.isetitem(i, table[name].array.take(order))
@@ -90,153 +67,99 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
         test=table.iloc[ends[1] :] if test is None else test,
         target=target,
         kind=kind,
-        image=image,
-        text=text,
+        config=config,
         sources=sources,
         notes=notes,
     )
 
 
 def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
-    """Read what the flags name: ([all or train records, validation or None, test or None], what each is called,
-    the target, the column of images or "", the column of texts or "")."""
-    paths = [config.data, config.val_data, config.test_data]
-    target, image, text = config.target, config.image, config.text
+    """Read what the flags name: ([all or train records, validation or None, test or None], what each is called, the
+    target, the flags with the kinds of columns that the source knows)."""
+    paths, target, kinds = [config.data, config.val_data, config.test_data], config.target, {}
     if table is not None:
         paths[0] = "table"
         table = table.set_axis([str(name) for name in table.columns], axis=1)
         table = table.reset_index(drop=True) if isinstance(table.index, pd.MultiIndex) else table
-    elif config.data == "digits":
-        table, target, image = read_class_folders(digits_folder(), is_image_file, notes), target or LABEL, FILE
-    elif config.data == "docstrings":
-        table, target, text = load_docstrings(), target or "package", text or "docstring"
     elif config.data in BUNDLED:
-        table, usual_target = load_bundled(config.data)
+        table, usual_target, kinds = load_bundled(config.data, notes)
         target = target or usual_target
     else:
         config.check_files()
         if Path(config.data).is_dir():
             target = target or LABEL
-            paths = [given or found for given, found in zip(("", *paths[1:]), _split_folders(config.data), strict=True)]
-            image, text = _what_is_in(paths[0])
-
-    def read(path: str) -> pd.DataFrame:
-        if Path(path).is_dir():
-            records = read_class_folders(path, is_image_file if image else is_text_file, notes)
-            return records if image else records.assign(**{text: list(map(read_text_file, records[FILE]))})
-        records = read_table(path, text, image)
-        return resolve_paths(records, image, path) if image else records
-
-    from_file = table is None
-    table = read(paths[0]) if from_file else table
-    if not target and paths[0].endswith(".db"):
-        target = str(table.columns[-1])  # a log knows what it was told
-    if not (image or text):
-        kind = log_kind(paths[0]) if from_file and paths[0].endswith(".db") else ""
-        image, text = _find_input(table, target, config, kind)
-        if image or text:
-            notes.append(f"--{'image' if image else 'text'} {image or text}: it is all that there is to learn from")
-            table = read(paths[0]) if from_file else table  # once more, its cells letter by letter
-    tables = [table, *(read(path) if path else None for path in paths[1:])]
+            paths = [given or found for given, found in zip(("", *paths[1:]), split_folders(config.data), strict=True)]
+        table, kinds = _read(paths[0], config.column_kinds(), notes)
+        if not target and paths[0].endswith(".db"):
+            target = str(table.columns[-1])  # the log of a service keeps its target last
+    kinds = kinds | config.column_kinds()
+    known = tuple(f"{name}={kind}" for name, kind in kinds.items() if name != target)
+    tables = [table, *(_read(path, kinds, notes)[0] if path else None for path in paths[1:])]
     sources = [path or paths[0] for path in paths]
     for part, source in zip(tables, sources, strict=True):
         if part is not None:
-            _check_columns(part, config, target, source, image, text)
-    if image or text:
-        kept = {image, text, target, config.group, config.time}
-        if others := [c for c in table if c not in kept and c != FILE]:
-            notes.append(f"beside the {'images' if image else 'text'} left out: {', '.join(others)}")
-        tables = [part if part is None else part[[c for c in part if c in kept]] for part in tables]
-    return tables, sources, target, image, text
+            _check_columns(part, config, target, source)
+    return tables, sources, target, replace(config, text=(), image="", columns=known)
 
 
-def _find_input(table: pd.DataFrame, target: str, config: DataConfig, kind: str) -> tuple[str, str]:
-    """Return (column of images, column of texts), one of them or both "": the one column of a log of that kind, or that
-    of free text where there is no more of it and nothing else to learn from."""
-    names = [name for name in table if name != target]
-    if kind in ("image", "text") and len(names) == 1:
-        return (names[0], "") if kind == "image" else ("", names[0])
-    kinds = config.column_kinds()
-    found = []
+def _read(path: str, kinds: dict[str, str], notes: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return the records of a file or folder, and the kinds of columns that the source knows, `kinds` among them."""
+    if Path(path).is_dir():
+        return read_folder(path, notes)
+    if path.endswith(".db"):
+        kinds = log_kinds(path) | kinds
+    table = read_table(path, layout_of({name: KINDS[kind] for name, kind in kinds.items() if kind in KINDS}))
+    found = {}
     for name in table:
-        if name in (target, config.group, config.time) or kinds.get(name) == "drop":
-            continue
-        try:
-            kind = kinds.get(name) or infer_column(table[name].head(10_000), config.min_freq)[0]
-        except UserError:  # it is said when the table is learned from
-            kind = "number"
-        if kind == "text":
-            found.append(name)
-        elif kind not in ("id", "constant"):
-            return "", ""
-    return "", found[0] if len(found) == 1 else ""
+        cells = Cells(table[name].head(100))
+        for column in KINDS.values():
+            if column.path_cells and name not in kinds and column.detect(cells, DataConfig()):
+                found[name] = column.kind
+    if found:  # their file names start from the folder of the table
+        table = resolve_paths(table, layout_of({name: KINDS[kind] for name, kind in found.items()}), path)
+    return table, kinds | found
 
 
-def _what_is_in(folder: str) -> tuple[str, str]:
-    """Return (column of images, column of texts) of a folder of class folders, one of them "".
-
-    Raises UserError where there are neither images nor texts.
-    """
-    for path in Path(folder).glob("*/**/*"):
-        if is_image_file(path):
-            return FILE, ""
-        if is_text_file(path):
-            return "", "text"
-    raise UserError(
-        f"{folder}: no images and no texts in folders by class. What is needed: {folder}/<class>/*.png "
-        f"(or {', '.join(ENDINGS[1:])}), or {folder}/<class>/*.txt."
-    )
-
-
-def _split_folders(folder: str) -> list[str]:
-    """Return folder/train, val and test where these hold classes, else the folder alone ("train" may be a class)."""
-    parts = [Path(folder) / name for name in ("train", "val", "test")]
-    holds_classes = parts[0].is_dir() and any(p.is_dir() for p in parts[0].iterdir())
-    if not (holds_classes and (parts[1].is_dir() or parts[2].is_dir())):
-        return [folder, "", ""]
-    return [str(part) if part.is_dir() else "" for part in parts]
-
-
-def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source: str, image: str, text: str) -> None:
+def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source: str) -> None:
     names = [str(c) for c in table.columns]
     if not target:
-        raise UserError(f"--target is needed: which column of {source} is to be predicted?{did_you_mean('', names)}")
+        raise UserError(f"--target is missing: which column of {source} is to be predicted?{did_you_mean('', names)}")
     if table.columns.has_duplicates:
-        raise UserError(f"{source}: column {table.columns[table.columns.duplicated()][0]!r} is there twice.")
-    used = {f"--{flag}": getattr(config, flag) for flag in ("image", "text", "group", "time")}
-    kinds = config.column_kinds()
-    for flag, name in [("--target", target), *used.items(), *(("--columns", name) for name in kinds)]:
+        raise UserError(f"{source}: column {table.columns[table.columns.duplicated()][0]!r} occurs twice.")
+    kinds, splitters = config.column_kinds(), {"--group": config.group, "--time": config.time}
+    flags = dict.fromkeys(kinds, "--columns") | dict.fromkeys(config.text, "--text") | {config.image: "--image"}
+    for flag, name in [("--target", target), *splitters.items(), *((flag, name) for name, flag in flags.items())]:
         if name and name not in names:
             raise UserError(f"{flag} {name}: no such column in {source}.{did_you_mean(name, names)}")
-    if target in kinds:
-        raise UserError(f"--columns {target}=…: {target} is the target; its kind is given with --task.")
-    for name, kind in kinds.items():
-        if (image or text) and (kind != "drop" or name in (image, text)):
-            flag = f"--image {image}" if image else f"--text {text}"
-            raise UserError(f"--columns {name}={kind}: with {flag} that column is learned from as it is, and no other.")
-    for flag, name in used.items():
+    if target in flags:
+        given = f"{target}={kinds[target]}" if flags[target] == "--columns" else target
+        raise UserError(f"{flags[target]} {given}: {target} is the target; --task gives its kind.")
+    for flag, name in splitters.items():
         if name == target:
-            raise UserError(f"{flag} {target} is the target: it cannot be used in another way as well.")
+            raise UserError(f"{flag} {target}: the target cannot be used to split.")
     if len(names) == 1:
-        raise UserError(f"{source} has the one column {names[0]!r}: there is nothing to predict it from.")
+        raise UserError(f"{source} has only the column {names[0]!r}: there is nothing to predict it from.")
 
 
 def _usable(table: pd.DataFrame, target: str, config: DataConfig, notes: list[str], source: str) -> pd.DataFrame:
-    """Leave out rows without a target, and with --drop-nulls all rows with an empty cell that would be used."""
-    has_target = hold_values(table[target])
+    """Leave out rows without a target and, with --drop-nulls, all rows with a missing cell that would be used."""
+    has_target = has_value(table[target])
     if not has_target.any():
         raise UserError(f"{source}: target {target!r} has no value in any row.")
     if not has_target.all():
         notes.append(f"{source}: {(~has_target).sum()} rows without {target} left out")
         table = table[has_target]
     if config.drop_nulls:
-        dropped = {name for name, kind in config.column_kinds().items() if kind == "drop"}
-        used = table[[c for c in table if c not in dropped]]
-        whole = (used.notna() & used.ne("")).all(axis=1)  # a text is empty, never missing
-        notes.append(f"{source}: {(~whole).sum()} rows with an empty cell left out (--drop-nulls)")
-        table = table[whole]
+        kinds = config.column_kinds()
+        texts = layout_of({name: KINDS[kind] for name, kind in kinds.items() if kind in KINDS}).texts
+        used = {name: table[name] for name in table if kinds.get(name, "") in ("", *KINDS)}
+        # In a text "NA" is a word
+        complete = [cells.notna() & cells.ne("") if name in texts else has_value(cells) for name, cells in used.items()]
+        complete = np.all(complete, axis=0)
+        notes.append(f"{source}: {(~complete).sum()} rows with a missing cell left out (--drop-nulls)")
+        table = table[complete]
     if table.empty:
-        raise UserError(f"{source}: no row is left once rows with an empty cell are left out (--drop-nulls).")
+        raise UserError(f"{source}: no row is left without rows that have a missing cell (--drop-nulls).")
     return table
 
 
@@ -245,8 +168,8 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the positions of train, validation and test rows: disjoint, and together all rows.
 
-    Classes keep their shares in every split. A --group stays whole; --time puts the newest rows in the test.
-    shares: {"val", "test"} of all rows, 0 where a file is given. Raises UserError where there are too few rows.
+    Classes keep their shares in every split. A --group stays whole; --time puts the newest rows in the test split.
+    shares: {"val", "test"} of all rows, 0 if a file is given. Raises UserError if there are too few rows.
     """
     count = len(table)
     sizes = {name: math.ceil(share * count) if share else 0 for name, share in shares.items()}
@@ -255,14 +178,11 @@ def split_rows(
             f"{count} rows are too few to split into train, validation and test: give more rows, "
             "or --val-data and --test-data."
         )
-    if kind == "regression":
-        labels = None
-    else:
-        labels, keys = canonical_codes(table[target])
-        counts = class_counts(labels, keys)
-        check_classes(counts, target, kind, fewest=1 + sum(size > 0 for size in sizes.values()))
-        if not (config.group or config.time) and any(0 < size < len(counts) for size in sizes.values()):
-            raise UserError(f"{count} rows are too few to show each of {len(counts)} classes in every split.")
+    labels = stratify_labels(table[target], kind, 1 + sum(size > 0 for size in sizes.values()))
+    if labels is not None and not (config.group or config.time):
+        classes = labels.max() + 1
+        if any(0 < size < classes for size in sizes.values()):
+            raise UserError(f"{count} rows are too few for each of {classes} classes to be in every split.")
     train = np.arange(count)
     if config.time:
         return _split_by_time(table[config.time], sizes)
@@ -280,30 +200,29 @@ def _split_off(rows, size: int, labels, groups, seed: int) -> tuple[np.ndarray, 
         return rows, rows[:0]
     if groups is not None:
         if len(set(groups[rows])) < 2:
-            raise UserError("--group has too few groups: each split needs one of its own.")
-        # sklearn takes a share of the groups here, and groups differ in size: the rows come out as near as they can
+            raise UserError("--group: too few groups, each split needs at least one.")
+        # scikit-learn takes a share of the groups, and groups differ in size: the share of rows is approximate
         splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
         kept, off = next(splitter.split(rows, groups=groups[rows]))
     else:
         stratify = None if labels is None else labels[rows]
         try:
             kept, off = train_test_split(np.arange(len(rows)), test_size=size, stratify=stratify, random_state=seed)
-        except ValueError as error:  # a class, or all of them, with too few rows for its share
+        except ValueError as error:  # some class has too few rows for its share
             raise UserError(
-                f"{len(rows)} rows are too few to split {size} off with a share of each class: {error}"
+                f"{len(rows)} rows are too few to split off {size} with a share of each class: {error}"
             ) from None
     return rows[np.sort(kept)], rows[np.sort(off)]
 
 
 def _split_by_time(values: pd.Series, sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut at two moments: rows of the same moment are never on both sides."""
-    if pd.api.types.is_numeric_dtype(values.dtype):
-        moments = values.to_numpy(dtype=np.float64)
-    else:
+    """Cut at two moments: rows of the same moment are in the same split."""
+    moments, wrong = parse_numbers(values)
+    if wrong.any():
         form = date_format(values)
         if not form:
             raise UserError(
-                f"--time {values.name}: row {values.index[0]} is {values.iloc[0]!r}, no date and no number."
+                f"--time {values.name}: row {values.index[0]} is {values.iloc[0]!r}, neither a date nor a number."
             )
         moments = to_days(values, form)
     if np.isnan(moments).any():
@@ -322,29 +241,67 @@ def _split_by_time(values: pd.Series, sizes: dict[str, int]) -> tuple[np.ndarray
 # ---------------------------------------------------------------- splits → batches
 
 
-class TensorBatches(Dataset):
-    """Records as tensors in memory. `__getitems__` gathers a whole batch at once, where the usual item-by-item
-    access and collation cost more than a small network's step."""
+def fit_splits(splits: Splits, config: DataConfig, task: Task) -> tuple[Splits, Preprocessor, list[dict[str, Encoded]]]:
+    """Fit the preprocessor to the training records and encode each split, once.
 
-    def __init__(self, inputs, targets: Tensor):
+    Returns (splits, preprocessor, [encoded columns of train, validation, test]). With --skip-broken the splits come
+    back without the records that cannot be read; otherwise the first of them raises UserError.
+    """
+    parts, fitted = {}, None
+
+    def fit(records: pd.DataFrame):
+        labels = task.labels(task.encode(records[splits.target]))
+        return Preprocessor.fit_encode(records.drop(columns=splits.target), config, labels)
+
+    for name, source in zip(("train", "val", "test"), splits.sources, strict=True):
+        encode = fit if fitted is None else fitted.encode_columns
+        with error_prefix(source):
+            encoded, records = _without_broken(encode, getattr(splits, name), config.skip_broken, splits.notes)
+        if fitted is None:
+            fitted, encoded = encoded
+        parts[name], splits = encoded, replace(splits, **{name: records})
+    return splits, fitted, list(parts.values())
+
+
+def _without_broken(encode: Callable, records: pd.DataFrame, skip: bool, notes: list[str]):
+    """Return (encode(records), records); with `skip`, of the records that can be read."""
+    try:
+        return encode(records), records
+    except BrokenRecords as error:
+        if not skip:
+            raise
+        notes.append(f"{len(error.messages)} broken records left out, the first: {error}")
+        records = records.iloc[np.setdiff1d(np.arange(len(records)), list(error.messages))]
+        if records.empty:
+            raise UserError(f"no record is left without the broken ones: {error}") from None
+        return encode(records), records
+
+
+class TensorBatches(Dataset):
+    """Encoded records in memory: a tensor, or named tensors. `__getitems__` gathers a whole batch at once; the usual
+    access and collation, item by item, costs more than a small network's step."""
+
+    def __init__(self, inputs: Tensor | dict[str, Encoded], targets: Tensor):
         self.inputs, self.targets = inputs, targets
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.targets[index]
+    def __getitem__(self, index: int):
+        inputs, targets = self.__getitems__(torch.tensor([index]))
+        return {k: x[0] for k, x in inputs.items()} if isinstance(inputs, dict) else inputs[0], targets[0]
 
-    def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inputs[indices], self.targets[indices]
+    def __getitems__(self, rows: Tensor):
+        inputs = gather(self.inputs, rows) if isinstance(self.inputs, dict) else self.inputs[rows]
+        return inputs, self.targets[rows]
 
 
-class BatchIndices(Sampler):
+class LengthBatchSampler(Sampler):
     """Yield an index tensor for each batch, in random order (of torch's global generator) or in sequence.
 
-    A last batch of one record joins the one before: batch norm cannot work on one, and no record is lost.
-    With `lengths`, a batch holds records of about the same length: each window of random batches is sorted by it, and
-    the sequence is that of the lengths.
+    A last batch of one record joins the one before: batch norm needs two, and no record is lost.
+    lengths: ids of each text. A batch then holds records of similar length, so that little is padded: each window of
+    random batches is sorted by length; without `shuffle` all records are.
     """
 
     WINDOW = 32  # batches
@@ -371,11 +328,15 @@ def _as_is(batch):
     return batch
 
 
-def make_loader(inputs, targets: Tensor, batch_size: int, *, shuffle: bool, finish=_as_is) -> DataLoader:
-    """Return a DataLoader of (inputs, targets) batches over tensors (or Ragged texts) in memory, each batch passed
-    through `finish`."""
-    sampler = BatchIndices(len(targets), batch_size, shuffle=shuffle, lengths=getattr(inputs, "lengths", None))
-    return DataLoader(TensorBatches(inputs, targets), batch_sampler=sampler, collate_fn=finish)
+def make_loader(inputs, targets: Tensor, batch_size: int, *, shuffle: bool) -> DataLoader:
+    """Return a DataLoader of (inputs, targets) batches over records in memory.
+
+    inputs: a tensor (N, …), or named tensors as `Preprocessor.encode` returns them.
+    """
+    columns = inputs.values() if isinstance(inputs, dict) else ()
+    lengths = next((x.lengths for x in columns if hasattr(x, "lengths")), None)
+    sampler = LengthBatchSampler(len(targets), batch_size, shuffle=shuffle, lengths=lengths)
+    return DataLoader(TensorBatches(inputs, targets), batch_sampler=sampler, collate_fn=_as_is)
 
 
 def choose_batch_size(rows: int) -> int:
@@ -384,19 +345,18 @@ def choose_batch_size(rows: int) -> int:
 
 
 def make_loaders(
-    splits: Splits, inputs_of, task: Task, batch_size: int, *, finish_training=_as_is, finish=_as_is
+    splits: Splits, preprocessor: Preprocessor, encoded: list[dict[str, Encoded]], task: Task, batch_size: int = 0
 ) -> tuple[DataLoader, DataLoader, DataLoader]:
     """Return the loaders of the train (shuffled), validation and test splits.
 
-    inputs_of: records → a tensor, or Ragged texts.  batch_size: 0 = see `choose_batch_size`.
-    finish_training, finish: complete a batch of (inputs, targets) of the training split, and of the others.
+    encoded: the columns of each split, as `fit_splits` returns them.  batch_size: 0 = see `choose_batch_size`.
     """
     batch_size = batch_size or choose_batch_size(len(splits.train))
     loaders = []
-    parts = zip((splits.train, splits.val, splits.test), splits.sources, (True, False, False), strict=True)
-    for records, source, training in parts:
-        with naming(source):
-            inputs, targets = inputs_of(records), task.encode(records[splits.target])
-        size, last = (batch_size, finish_training) if training else (rows_per_pass(inputs), finish)
-        loaders.append(make_loader(inputs, targets, size, shuffle=training, finish=last))
+    for records, source, columns in zip((splits.train, splits.val, splits.test), splits.sources, encoded, strict=True):
+        with error_prefix(source):
+            targets = task.encode(records[splits.target])
+        is_training = not loaders
+        size = batch_size if is_training else preprocessor.eval_batch_size
+        loaders.append(make_loader(preprocessor.join(columns), targets, size, shuffle=is_training))
     return tuple(loaders)

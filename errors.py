@@ -1,4 +1,4 @@
-"""What a user can mend: one exception, its one-line report, and the flag parser that speaks the same way."""
+"""Errors that a user can fix: the exceptions, their one-line report, and a flag parser that reports the same way."""
 
 import contextlib
 import difflib
@@ -13,8 +13,19 @@ class UserError(ValueError):
     """Bad input. The message is one line that names the file, row, column or flag and says what to do."""
 
 
+class BrokenRecords(UserError):
+    """Some records cannot be read.
+
+    messages: position of the record, counted from 0 → what is wrong with it. The first one is the error's message.
+    """
+
+    def __init__(self, messages: dict[int, str]):
+        self.messages = dict(sorted(messages.items()))
+        super().__init__(next(iter(self.messages.values())))
+
+
 def did_you_mean(name: str, names: Iterable[str], everything: Iterable[str] = ()) -> str:
-    """Return " Did you mean 'x'?" for the nearest of `names`, or else the list of `everything` (or of `names`)."""
+    """Return " Did you mean 'x'?" for the closest of `names`; without a close one, list `everything` (or `names`)."""
     names = [str(n) for n in names]
     folded = {n.casefold(): n for n in names}
     near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
@@ -22,22 +33,24 @@ def did_you_mean(name: str, names: Iterable[str], everything: Iterable[str] = ()
         return f" Did you mean {folded[near[0]]!r}?"
     names = [str(n) for n in everything] or names
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    return f" There is: {shown or 'nothing'}."
+    return f" Available: {shown or 'nothing'}."
 
 
 @contextlib.contextmanager
-def naming(source: str):
-    """Put the file's name before the message of a UserError that comes from its rows."""
+def error_prefix(source: str):
+    """Prefix the message of a UserError with the name of the file that it comes from."""
     try:
         yield
+    except BrokenRecords as error:
+        raise BrokenRecords({row: f"{source}: {message}" for row, message in error.messages.items()}) from None
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
 
 def parse_flags(config: type, *, description: str, default=None):
-    """Turn the command line into a `config` dataclass with tyro; raise UserError in one line where it is wrong.
+    """Parse the command line into a `config` dataclass with tyro. Raises UserError, in one line, for a wrong flag.
 
-    tyro reports in a box over many lines; a user's terminal and a script's log both want the sentence alone.
+    tyro prints errors in a box of many lines; in a terminal and in a script's log one sentence is easier to read.
     """
     import tyro
 
@@ -54,17 +67,19 @@ def parse_flags(config: type, *, description: str, default=None):
 
 
 def _one_sentence(text: str) -> str:
-    """Keep of a tyro report what is wrong and the flags that it names."""
+    """Reduce a tyro error report to one sentence and the flags that it suggests."""
     text = re.split(r"For full helptext|Argument helptext", text)[0]
     if text.startswith("Required options"):
-        return f"needed: {', '.join(re.findall(r'(--[a-z-]+) [A-Z]', text))}. See --help."
+        return f"required: {', '.join(re.findall(r'(--[a-z-]+) [A-Z]', text))}. See --help."
     wrong, _, meant = text.partition("Perhaps you meant:")
     if meant:
         near = ", ".join(dict.fromkeys(re.findall(r"--[a-z-]+(?= [A-Z\[{]|, --no)", meant)))
         text = f"{wrong.strip()}. Did you mean {near}?" if near else wrong
     text = re.sub(r"^(Value error|Unrecognized options|Invalid choice) (?=[A-Za-z])", "", text)
     if "Could not find valid parse" in text:
-        text = f"{text.strip()} (several values are parted by spaces)."
+        text = f"{text.strip()} (separate several values with spaces)."
+    if missing := re.search(r"Missing value for argument '(--[a-z-]+)'", text):
+        return f"{missing[1]} needs a value. See --help."
     text = re.sub(r"^Error parsing ((?!--)\S+: )?", "", text).strip()
     return f"{text} See --help." if text.endswith((".", "?")) else f"{text}. See --help."
 
@@ -83,5 +98,5 @@ def run(command: Callable[[], None]) -> None:
     except KeyboardInterrupt as stop:
         print(stop.args[0] if stop.args else "interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `predict.py --output - | head`: the reader has had enough
+    except BrokenPipeError:  # `predict.py --output - | head`: the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,16 +1,21 @@
-"""The networks: x → logits. No loss and no softmax in here; `Task` has those."""
+"""The networks: named tensors → logits. No loss and no softmax in here; `Task` has those.
+
+A network's `forward` names the inputs that it reads (numbers, categories, text, image); `features` gives what its last
+layer reads, (N, width), so that JointNetwork can put several networks under one head.
+"""
 
 import inspect
+import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.huggingface import Pretrained
 from errors import UserError
-from huggingface import Pretrained
 
-UNKNOWN = 1  # the id of what training texts did not hold often enough
+UNKNOWN = 1  # the id of parts of texts that training saw too rarely
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
@@ -23,7 +28,7 @@ ACTIVATIONS = {
 
 
 class Dropout(nn.Module):
-    """nn.Dropout, at half the price on a CPU: there 16 random bits decide on an element, not a random float."""
+    """nn.Dropout at half the cost on a CPU, where 16 random bits instead of a random float decide about an element."""
 
     def __init__(self, p: float):
         super().__init__()
@@ -39,27 +44,24 @@ class Dropout(nn.Module):
 
 
 class CategoryEmbedding(nn.Module):
-    """Replace the last columns of x, which are category codes, by learned vectors.
+    """A learned vector for each category code of each column, side by side.
 
-    Code 0 stands for every unknown category. In training a few known codes are hidden behind it, so that it is
-    trained even where the training rows hold no rare category.
+    Code 0 stands for every unknown category. In training a few known codes are replaced by it, so that its vector is
+    trained even if the training rows hold no rare category.
     """
 
-    HIDDEN_SHARE = 0.02
+    UNK_DROPOUT = 0.02
 
     def __init__(self, sizes: list[int]):
         super().__init__()
         # The usual rule of thumb for the width: half the number of categories, up to 32.
         self.tables = nn.ModuleList(nn.Embedding(size, min(32, (size + 1) // 2)) for size in sizes)
-        self.out_features = sum(table.embedding_dim for table in self.tables)
+        self.width = sum(table.embedding_dim for table in self.tables)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, F) → (N, F - categories + out_features)
-        split = x.shape[1] - len(self.tables)
-        codes = x[:, split:].long()  # (N, categories)
+    def forward(self, codes: Tensor) -> Tensor:  # (N, columns) → (N, width)
         if self.training:
-            codes = codes.masked_fill(torch.rand_like(x[:, split:]) < self.HIDDEN_SHARE, 0)
-        vectors = [table(codes[:, i]) for i, table in enumerate(self.tables)]
-        return torch.cat([x[:, :split], *vectors], dim=1)
+            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < self.UNK_DROPOUT, 0)
+        return torch.cat([table(codes[:, i]) for i, table in enumerate(self.tables)], dim=1)
 
 
 class MLP(nn.Module):
@@ -70,8 +72,8 @@ class MLP(nn.Module):
     def __init__(
         self,
         *,
-        in_features: int,
-        category_sizes: list[int],
+        in_features: int = 0,
+        category_sizes: list[int] | None = None,
         out_features: int,
         hidden: list[int],
         activation: str,
@@ -79,11 +81,9 @@ class MLP(nn.Module):
         dropout: float,
     ):
         super().__init__()
+        self.embedding = CategoryEmbedding(category_sizes) if category_sizes else None
+        width = in_features + (self.embedding.width if self.embedding else 0)
         layers: list[nn.Module] = []
-        width = in_features
-        if category_sizes:
-            layers.append(CategoryEmbedding(category_sizes))
-            width += layers[0].out_features - len(category_sizes)
         for size in hidden:
             layers.append(nn.Linear(width, size, bias=not batch_norm))  # batch norm has a bias of its own
             if batch_norm:
@@ -92,14 +92,21 @@ class MLP(nn.Module):
             if dropout:
                 layers.append(Dropout(dropout))
             width = size
-        layers.append(nn.Linear(width, out_features))
         self.layers = nn.Sequential(*layers)
+        self.width = width
+        self.head = nn.Linear(width, out_features)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, in_features) → (N, out_features)
-        return self.layers(x)
+    def features(self, numbers: Tensor | None = None, categories: Tensor | None = None) -> Tensor:
+        inputs = [] if numbers is None else [numbers]
+        if categories is not None:
+            inputs.append(self.embedding(categories))
+        return self.layers(torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0])
+
+    def forward(self, numbers: Tensor | None = None, categories: Tensor | None = None) -> Tensor:
+        return self.head(self.features(numbers, categories))  # (N, in_features), (N, columns) → (N, out_features)
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut around them (He et al., "Deep Residual Learning", 2015)."""
 
     def __init__(self, width_in: int, width: int, stride: int, activation: str, batch_norm: bool):
@@ -119,8 +126,8 @@ class Residual(nn.Module):
 
 
 class CNN(nn.Module):
-    """Compact residual network: a stage for each number in `hidden`, each half as wide and high as the one before,
-    then the mean over the image, dropout, and a linear layer. Large images are halved to about 32 pixels first."""
+    """Compact residual network: a stage for each number in `hidden`, each with half the resolution of the one before,
+    then the mean over the image, dropout, and a linear layer. Large images are first reduced to about 32 pixels."""
 
     HIDDEN = (32, 64, 128)
 
@@ -141,59 +148,84 @@ class CNN(nn.Module):
         widths = [in_channels] + [hidden[0]] * len(strides)
         stem = [nn.Conv2d(widths[i], widths[i + 1], 3, stride, 1) for i, stride in enumerate(strides)]
         stages = [
-            Residual(hidden[max(0, i - 1)], width, 1 if i == 0 else 2, activation, batch_norm)
+            ResidualBlock(hidden[max(0, i - 1)], width, 1 if i == 0 else 2, activation, batch_norm)
             for i, width in enumerate(hidden)
         ]
-        self.features = nn.Sequential(*stem, *stages)
-        self.head = nn.Sequential(Dropout(dropout), nn.Linear(hidden[-1], out_features))
-        self.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPUs and GPUs
+        self.layers = nn.Sequential(*stem, *stages)
+        self.width = hidden[-1]
+        self.head = nn.Sequential(Dropout(dropout), nn.Linear(self.width, out_features))
+        self.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPUs and GPUs
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) → (N, out_features)
-        return self.head(self.features(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3)))
+    def features(self, image: Tensor) -> Tensor:
+        return self.layers(image.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+
+    def forward(self, image: Tensor) -> Tensor:  # (N, in_channels, H, W) → (N, out_features)
+        return self.head(self.features(image))
 
 
-class Bag(nn.Module):
-    """Wide and deep over the n-grams of a text, in whatever order: a linear model with a weight for each n-gram and
-    class, and a network over the sum of learned vectors beside it (Cheng et al., "Wide & Deep Learning", 2016).
+class NGramBag(nn.Module):
+    """Wide and deep over the n-grams of a text, regardless of their order (Cheng et al., "Wide & Deep Learning", 2016).
 
-    Ids are numbered from the most frequent n-gram down. By Zipf's law their logarithm stands for the inverse document
-    frequency (Spärck Jones, 1972), so n-grams are weighted as in tf-idf without another table. Half of them are left
-    out at random in training: a few thousand texts have as many n-grams as texts, and each alone would be believed.
-    In some texts the first is hidden behind the unknown id, so that it is trained even where training knows them all.
+    Wide is a linear model with a weight for each n-gram and class; deep is a small network on the sum of learned
+    vectors. N-grams are weighted as in tf-idf: ids are numbered from the most frequent n-gram down, so by Zipf's law
+    the logarithm of the number approximates the inverse document frequency (Spärck Jones, 1972). In training half of
+    the n-grams are dropped: with as many n-grams as texts, the model would memorise single ones. In some texts the
+    first n-gram is replaced by the unknown id, so that it is trained even if training knows all n-grams.
     """
 
-    SEGMENT, HIDDEN = "ngrams", (32,)
-    LEFT_OUT, HIDDEN_SHARE = 0.5, 0.1
+    TOKENIZER, HIDDEN = "ngrams", (32,)
+    NGRAM_DROPOUT, UNK_DROPOUT = 0.5, 0.1
 
     def __init__(
-        self, *, vocab_size: int, padding: int, out_features: int, hidden: list[int], activation: str, dropout: float
+        self,
+        *,
+        known_sizes: list[int],
+        padding: int,
+        out_features: int,
+        hidden: list[int],
+        activation: str,
+        dropout: float,
     ):
         super().__init__()
         self.out_features = out_features
-        self.table = nn.EmbeddingBag(vocab_size, out_features + hidden[0], mode="sum", padding_idx=padding)
-        nn.init.zeros_(self.table.weight[:, :out_features].data)  # the linear model begins with no opinion
+        # Each text column numbers its own n-grams from the most frequent one down.
+        ranks = torch.cat([torch.arange(2), *(torch.arange(2, 2 + size) for size in known_sizes)])
+        self.register_buffer("idf", (ranks + math.e).log(), persistent=False)
+        self.table = nn.EmbeddingBag(len(ranks), out_features + hidden[0], mode="sum", padding_idx=padding)
+        nn.init.zeros_(self.table.weight[:, :out_features].data)  # the linear model starts at zero
         nn.init.normal_(self.table.weight[:, out_features:].data, std=0.1)
-        layers: list[nn.Module] = []
-        for width, size in zip(hidden, [*hidden[1:], out_features], strict=True):
-            layers += [ACTIVATIONS[activation](), Dropout(dropout), nn.Linear(width, size)]
+        layers: list[nn.Module] = [ACTIVATIONS[activation](), Dropout(dropout)]
+        for width, size in itertools.pairwise(hidden):
+            layers += [nn.Linear(width, size), ACTIVATIONS[activation](), Dropout(dropout)]
         self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(hidden[-1], out_features)
+        self.width = out_features + hidden[-1]
 
-    def forward(self, ids: Tensor) -> Tensor:  # (N, L) → (N, out_features)
+    def wide_and_deep(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of the linear model and the last hidden layer of the small network."""
         if self.training:
-            hidden = torch.rand(len(ids), device=ids.device) < self.HIDDEN_SHARE
-            ids = torch.cat([ids[:, :1].masked_fill(hidden[:, None], UNKNOWN), ids[:, 1:]], dim=1)
-        weights = (ids != self.table.padding_idx) * (ids + math.e).log()
+            unknown = torch.rand(len(text), device=text.device) < self.UNK_DROPOUT
+            text = torch.cat([text[:, :1].masked_fill(unknown[:, None], UNKNOWN), text[:, 1:]], dim=1)
+        idf = self.idf.index_select(0, text.flatten()).view(text.shape)
+        weights = (text != self.table.padding_idx) * idf
         if self.training:
-            weights = weights * (torch.rand_like(weights) >= self.LEFT_OUT)
+            weights = weights * (torch.rand_like(weights) >= self.NGRAM_DROPOUT)
         weights = weights / weights.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        wide, deep = self.table(ids, per_sample_weights=weights).tensor_split([self.out_features], dim=1)
-        return wide + self.layers(deep)
+        wide, deep = self.table(text, per_sample_weights=weights).tensor_split([self.out_features], dim=1)
+        return wide, self.layers(deep)
+
+    def features(self, text: Tensor) -> Tensor:
+        return torch.cat(self.wide_and_deep(text), dim=1)
+
+    def forward(self, text: Tensor) -> Tensor:  # (N, L) → (N, out_features)
+        wide, deep = self.wide_and_deep(text)
+        return wide + self.head(deep)
 
 
-class Attention(nn.Module):
-    """A layer of a Transformer encoder: each token gathers from all others, then a small network at each place.
+class EncoderLayer(nn.Module):
+    """A layer of a Transformer encoder: self-attention, then a small network at each position.
 
-    Vaswani et al., "Attention Is All You Need", 2017; normalised before each half as in GPT-2.
+    Vaswani et al., "Attention Is All You Need", 2017; layer normalisation before each half, as in GPT-2.
     """
 
     def __init__(self, width: int, activation: str, dropout: float):
@@ -201,7 +233,7 @@ class Attention(nn.Module):
         self.heads = max(1, width // 32)
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.queries_keys_values = nn.Linear(width, 3 * width)
-        self.gathered = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
         self.body = nn.Sequential(nn.Linear(width, 4 * width), ACTIVATIONS[activation](), nn.Linear(4 * width, width))
         self.dropout = Dropout(dropout)
 
@@ -210,17 +242,17 @@ class Attention(nn.Module):
         split = self.queries_keys_values(self.norms[0](x)).view(n, length, 3, self.heads, width // self.heads)
         queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (N, heads, L, width / heads)
         seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=is_token[:, None, None, :])
-        x = x + self.dropout(self.gathered(seen.transpose(1, 2).reshape(n, length, width)))
+        x = x + self.dropout(self.out_proj(seen.transpose(1, 2).reshape(n, length, width)))
         return x + self.dropout(self.body(self.norms[1](x)))
 
 
 class Transformer(nn.Module):
-    """Small Transformer encoder over tokens in their order: a layer for each number in `hidden`, all of one width;
-    the mean over the tokens; a linear layer. In training some tokens are hidden behind the unknown one, which trains
-    it, and keeps the network from learning texts by heart."""
+    """Small Transformer encoder over the tokens of a text: a layer for each number in `hidden`, all of one width; the
+    mean over the tokens; a linear layer. In training some tokens are replaced by the unknown id, which trains it and
+    keeps the network from memorising texts."""
 
-    SEGMENT, HIDDEN = "subwords", (64, 64)
-    HIDDEN_SHARE = 0.15
+    TOKENIZER, HIDDEN = "subwords", (64, 64)
+    UNK_DROPOUT = 0.15
 
     def __init__(
         self,
@@ -234,48 +266,118 @@ class Transformer(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        width = hidden[0]
-        if len(set(hidden)) > 1 or (width > 32 and width % (width // 32)):
-            raise UserError("--model transformer: --hidden is one width, again for each layer, a multiple of 32.")
+        self.width = hidden[0]
+        if len(set(hidden)) > 1 or (self.width > 32 and self.width % (self.width // 32)):
+            raise UserError("--model transformer: --hidden takes the same width for each layer, a multiple of 32.")
         self.padding = padding
-        self.tokens = nn.Embedding(vocab_size, width, padding_idx=padding)
-        self.places = nn.Embedding(max_length, width)
-        for table in (self.tokens, self.places):
+        self.token_embedding = nn.Embedding(vocab_size, self.width, padding_idx=padding)
+        self.position_embedding = nn.Embedding(max_length, self.width)
+        for table in (self.token_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.1)
         self.dropout = Dropout(dropout)
-        self.layers = nn.ModuleList(Attention(width, activation, dropout) for _ in hidden)
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, out_features)
+        self.layers = nn.ModuleList(EncoderLayer(self.width, activation, dropout) for _ in hidden)
+        self.norm, self.head = nn.LayerNorm(self.width), nn.Linear(self.width, out_features)
 
-    def forward(self, ids: Tensor) -> Tensor:  # (N, L) → (N, out_features)
-        is_token = ids != self.padding
+    def features(self, text: Tensor) -> Tensor:
+        is_token = text != self.padding
         if self.training:
-            ids = ids.masked_fill(is_token & (torch.rand(ids.shape, device=ids.device) < self.HIDDEN_SHARE), UNKNOWN)
-        x = self.dropout(self.tokens(ids) + self.places.weight[: ids.shape[1]])
+            unknown = is_token & (torch.rand(text.shape, device=text.device) < self.UNK_DROPOUT)
+            text = text.masked_fill(unknown, UNKNOWN)
+        # Positions count tokens alone: between two text columns there may be padding.
+        positions = (is_token.cumsum(dim=1) - 1).clamp_min(0)
+        x = self.dropout(self.token_embedding(text) + self.position_embedding(positions))
         for layer in self.layers:
             x = layer(x, is_token)
         x = self.norm(x) * is_token[..., None]
-        return self.head(x.sum(dim=1) / is_token.sum(dim=1, keepdim=True))
+        return x.sum(dim=1) / is_token.sum(dim=1, keepdim=True)
+
+    def forward(self, text: Tensor) -> Tensor:  # (N, L) → (N, out_features)
+        return self.head(self.features(text))
 
 
-MODELS = {"mlp": MLP, "cnn": CNN, "bag": Bag, "transformer": Transformer, "hf": Pretrained}
+class JointNetwork(nn.Module):
+    """Several networks under one head: a small network on their concatenated features."""
+
+    WIDTH = 64
+
+    def __init__(self, networks: list[nn.Module], *, out_features: int, activation: str, dropout: float):
+        super().__init__()
+        for network in networks:
+            if not hasattr(network, "features"):
+                name = type(network).__name__
+                raise UserError(
+                    f"{name} reads only a part of the inputs: it needs `features` and `width` for a joint network."
+                )
+            network.head = nn.Identity()
+        self.networks = nn.ModuleList(networks)
+        self.head = nn.Sequential(
+            nn.Linear(sum(network.width for network in networks), self.WIDTH),
+            ACTIVATIONS[activation](),
+            Dropout(dropout),
+            nn.Linear(self.WIDTH, out_features),
+        )
+
+    def forward(self, **inputs: Tensor) -> Tensor:  # named tensors (N, …) → (N, out_features)
+        features = [network.features(**pick(inputs, inputs_of(network))) for network in self.networks]
+        return self.head(torch.cat(features, dim=1))
+
+
+MODELS = {"mlp": MLP, "cnn": CNN, "bag": NGramBag, "transformer": Transformer, "hf": Pretrained}
+DEFAULTS = {"numbers": "mlp", "categories": "mlp", "text": "bag", "image": "cnn"}  # network of each input
 
 
 def network_class(name: str) -> type[nn.Module]:
-    """Return the class that a --model names; "hf:bert-base-cased" is that of "hf"."""
+    """Return the class that a --model names; "hf:bert-base-cased" maps to Pretrained."""
     return MODELS[name.split(":")[0]]
 
 
-def build_model(name: str, facts: dict) -> nn.Module:
-    """Build the network called `name`, handing its constructor those of the `facts` that its signature names.
+def inputs_of(network: type[nn.Module] | nn.Module) -> list[str]:
+    """Return the named tensors that a network reads: the parameters of its `forward`."""
+    return [name for name in inspect.signature(network.forward).parameters if name != "self"]
 
-    facts: what the data tell (in_features, category_sizes), what the task tells (out_features), and the model flags.
-    `hidden`, where it is empty, is the network's own HIDDEN.
-    Raises UserError where the constructor asks for a fact that this kind of data does not have.
+
+def pick(values: dict, names) -> dict:
+    """Return the items of a dict that `names` lists."""
+    return {name: values[name] for name in names if name in values}
+
+
+def choose_networks(names: tuple[str, ...], inputs: list[str]) -> list[str]:
+    """Return the networks that together read all `inputs`: those that --model names, and the default for the rest.
+
+    Raises UserError for a network that reads none of these inputs, or two for the same one.
     """
+    chosen: dict[str, list[str]] = {}  # name → inputs
+    for name in [name for name in names if name != "auto"] + [DEFAULTS[name] for name in inputs]:
+        reads = [i for i in inputs_of(network_class(name)) if i in inputs]
+        new = [i for i in reads if not any(i in others for others in chosen.values())]
+        if new:
+            chosen[name] = reads
+        elif name in names and name not in chosen:
+            if reads:
+                raise UserError(f"--model {' '.join(names)}: two networks read {', '.join(reads)}: give one of them.")
+            needs = ", ".join(inputs_of(network_class(name)))
+            raise UserError(f"--model {name} reads {needs}, but the records have {', '.join(inputs)}.")
+    return list(chosen)
+
+
+def build_model(names: list[str], args: dict) -> nn.Module:
+    """Build the networks called `names`; several of them become one JointNetwork.
+
+    args: what the data give (in_features, category_sizes, …), out_features, and the flags of ModelConfig. Each
+    constructor gets those that its signature names. An empty `hidden` means the network's own HIDDEN.
+    Raises UserError if a constructor needs something that these data do not provide.
+    """
+    networks = [_build_network(name, args) for name in names]
+    if len(networks) == 1:
+        return networks[0]
+    return JointNetwork(networks, **pick(args, ("out_features", "activation", "dropout")))
+
+
+def _build_network(name: str, args: dict) -> nn.Module:
     network = network_class(name)
-    facts = facts | {"hidden": list(facts.get("hidden") or getattr(network, "HIDDEN", ()))}
+    args = args | {"hidden": list(args.get("hidden") or getattr(network, "HIDDEN", ()))}
     wanted = inspect.signature(network).parameters.values()
-    missing = [p.name for p in wanted if p.default is p.empty and p.name not in facts]
+    missing = [p.name for p in wanted if p.default is p.empty and p.name not in args]
     if missing:
-        raise UserError(f"--model {name} needs {', '.join(missing)}, which this kind of data does not provide.")
-    return network(**{p.name: facts[p.name] for p in wanted if p.name in facts})
+        raise UserError(f"--model {name} needs {', '.join(missing)}, which these data do not provide.")
+    return network(**pick(args, [p.name for p in wanted]))

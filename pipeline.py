@@ -1,12 +1,13 @@
-"""What is trained, saved, loaded and asked: preprocessor + model + task, and the checkpoint that holds them."""
+"""What is trained, saved, loaded and used to predict: preprocessor + model + task, in one checkpoint."""
 
+import copy
 import hashlib
 import json
 import os
 import pickle
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,28 +15,25 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from config import from_plain
 from errors import UserError
-from images import ImagePreprocessor
 from model import build_model
-from preprocessing import TabularPreprocessor, as_frame, rows_per_pass
-from reader import FILE
+from preprocessing import Preprocessor, gather
+from preprocessing.column import Encoded
+from sources import FILE
 from task import Task
-from text import TextPreprocessor
 
-FORMAT = 1  # of the checkpoint; a change that old code cannot read makes it 2
+FORMAT = 2  # of the checkpoint. A field added later gets a default; a change that old code cannot read makes it 3
 MAGIC = "pytorch-training-project"
-GOLDEN_ROWS = 16
-PREPROCESSORS = {"tabular": TabularPreprocessor, "image": ImagePreprocessor, "text": TextPreprocessor}
-DEFAULT_MODELS = {"tabular": "mlp", "image": "cnn", "text": "bag"}
+SELF_CHECK_ROWS = 16
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator:
-    """Open a temporary file beside `path` and put it in its place once it is whole and on the disk.
+    """Open a temporary file beside `path`, and rename it to `path` once it is complete and on the disk.
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError if the folder cannot be written to.
     """
     path = Path(path)
     try:
@@ -49,7 +47,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.umask(mask := os.umask(0))  # a temporary file is private; the result is as any other file
+        os.umask(mask := os.umask(0))  # a temporary file is private; the result has the usual permissions
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
@@ -58,7 +56,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator:
 
 
 def weights_sha256(state_dict: dict[str, Tensor]) -> str:
-    """Return a fingerprint of names, types, shapes and bytes of the weights."""
+    """Return a hash of the names, types, shapes and bytes of the weights."""
     digest = hashlib.sha256()
     for name, value in sorted(state_dict.items()):
         value = value.detach().cpu().contiguous()
@@ -68,41 +66,49 @@ def weights_sha256(state_dict: dict[str, Tensor]) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the torch device called `name`; auto takes cuda, mps or cpu. Raises UserError where it is absent."""
+    """Return the torch device called `name`; auto is cuda, mps or cpu. Raises UserError for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device {name}: this machine or this build of torch does not have it.") from None
+        raise UserError(f"--device {name}: not available on this machine or in this build of torch.") from None
     return torch.device(name)
 
 
 class Pipeline:
-    """A model with all that it takes to ask it: `predict(records)` goes from raw records to answers.
+    """A model with everything that predictions need: `predict(records)` turns raw records into predictions.
 
-    model: any nn.Module, x → logits (N, task.out_features).
-    preprocessor: records → x; None where the model is only trained on loaders and never asked.
-    network: {"name", "facts"} for `build_model`, so that `load` can make the model again.
-    config: the flags of the run, kept for whoever opens the checkpoint.
-    examples: some raw training records; the checkpoint keeps them with their answers, and `load` asks them again.
-    profile: what the training data looked like, `Profile.columns` of drift.py.
+    model: any nn.Module that maps named tensors (or one tensor) to logits (N, task.out_features).
+    preprocessor: records → named tensors; None for a model that only trains on loaders of tensors.
+    model_spec: {"names", "args"} for `build_model`, so that `load` can build the model again.
+    config: the flags of the run, kept for people who inspect the checkpoint.
+    examples: some raw training records. A checkpoint keeps their predictions too: its self-check rows, which `load`
+        predicts again.
+    profile: the distribution of the training data, see evaluation/drift.py.
+    threads: CPU threads that suit the model; 0 = unknown.
     """
 
     def __init__(
         self,
         model: nn.Module,
         task: Task,
-        preprocessor=None,
+        preprocessor: Preprocessor | None = None,
         *,
-        network: dict | None = None,
+        model_spec: dict | None = None,
         config: dict | None = None,
         examples: list[dict] | None = None,
         profile: dict | None = None,
+        threads: int = 0,
     ):
         self.model, self.task, self.preprocessor = model, task, preprocessor
-        self.network, self.config, self.examples = network, config or {}, (examples or [])[:GOLDEN_ROWS]
-        self.profile = profile or {}
+        self.model_spec, self.config, self.examples = model_spec, config or {}, (examples or [])[:SELF_CHECK_ROWS]
+        self.profile, self.threads = profile or {}, threads
+
+    def __repr__(self) -> str:
+        names = " + ".join(self.model_spec["names"]) if self.model_spec else type(self.model).__name__
+        columns = ", ".join(self.preprocessor.names) if self.preprocessor else "tensors"
+        return f"Pipeline({columns} → {names} → {self.task.summary()})"
 
     @property
     def device(self) -> torch.device:
@@ -113,44 +119,71 @@ class Pipeline:
         self.model.to(choose_device(device))
         return self
 
-    @torch.inference_mode()
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of preprocessed records, on the CPU."""
-        self.model.eval()
-        return torch.cat([self.model(part.to(self.device)).cpu() for part in x.split(rows_per_pass(x))])
+    # ------------------------------------------------------------ predict
 
     def predict(self, records) -> pd.DataFrame:
-        """Answer raw records (DataFrame, dict, list of dicts; list of texts, of images): a row for each, in order,
-        under the same index.
+        """Predict raw records (DataFrame, dict, list of dicts, or bare cells of the only column): a row for each, in
+        order, with the same index.
 
-        Classification: prediction, probability (of it), probability_<class>.  Regression: prediction.
+        Classification: prediction, probability (of the prediction), probability_<class>.  Regression: prediction.
         Raises UserError, naming row and column, for records that the preprocessor cannot read.
         """
-        frame = as_frame(records, getattr(self.preprocessor, "column", ""))
-        logits = self.ask(frame)[1] if len(frame) else torch.empty(0, self.task.out_features)
-        return self.answers(logits, frame)
+        frame = self.require_preprocessor().as_frame(records)
+        logits = self.predict_logits(frame)[1] if len(frame) else torch.empty(0, self.task.out_features)
+        return self.to_frame(logits, frame)
 
-    def ask(self, records) -> tuple[Tensor, Tensor]:
-        """Return (x, logits) of raw records, for those who want to know more of them than the answers."""
-        x = self.preprocessor(records)
-        return x, self.logits(x)
+    def predict_logits(self, records) -> tuple[dict[str, Encoded], Tensor]:
+        """Return (parts, logits) of raw records: their encoded columns, and the logits (N, out_features) on the CPU."""
+        preprocessor = self.require_preprocessor()
+        parts = preprocessor.encode_columns(records)
+        return parts, self.logits(preprocessor.join(parts))
 
-    def answers(self, logits: Tensor, frame: pd.DataFrame) -> pd.DataFrame:
-        """Put the answers that logits (N, out_features) give beside the records' index; images carry their file,
-        and so do texts that were files."""
-        answers = pd.DataFrame(self.task.columns(logits), index=frame.index)
-        if isinstance(self.preprocessor, ImagePreprocessor):
-            answers.insert(0, FILE, frame[self.preprocessor.column])
-        elif isinstance(self.preprocessor, TextPreprocessor) and FILE in frame:
-            answers.insert(0, FILE, frame[FILE])
-        return answers
+    @torch.inference_mode()
+    def logits(self, inputs) -> Tensor:
+        """Return the logits of a tensor (N, …), or of records that the preprocessor has encoded, on the CPU."""
+        self.model.eval()
+        if isinstance(inputs, Tensor):
+            return torch.cat([self.forward(part).cpu() for part in inputs.split(8192)])
+        count = len(next(iter(inputs.values())))
+        rows = torch.arange(count).split(self.require_preprocessor().eval_batch_size)
+        return torch.cat([self.forward(gather(inputs, part)).cpu() for part in rows])
+
+    def forward(self, inputs: Tensor | dict[str, Tensor], *, training: bool = False) -> Tensor:
+        """Return the logits of a batch: a tensor, or named tensors of encoded records, on any device."""
+        device = self.device
+        if isinstance(inputs, Tensor):
+            return self.model(inputs.to(device, non_blocking=True))
+        inputs = {name: x.to(device, non_blocking=True) for name, x in inputs.items()}
+        if self.preprocessor is not None:
+            inputs = self.preprocessor.batch(inputs, training=training)
+        return self.model(**inputs)
+
+    def to_frame(self, logits: Tensor, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the predictions of logits (N, out_features) as a table with the index of the records, after the name
+        of the file if a record came from one."""
+        predictions = pd.DataFrame(self.task.to_columns(logits), index=frame.index)
+        layout = self.preprocessor.layout
+        names = [*layout.paths, *([FILE] if layout.lone and FILE in frame else [])]
+        if names:
+            predictions.insert(0, FILE, frame[names[0]])
+        return predictions
+
+    def require_preprocessor(self) -> Preprocessor:
+        """Return the preprocessor. Raises UserError if there is none: such a model only trains on tensors."""
+        if self.preprocessor is None:
+            raise UserError(
+                "this model has no preprocessor, so it cannot predict records: use Pipeline(model, task, preprocessor)."
+            )
+        return self.preprocessor
+
+    # ------------------------------------------------------------ save and load
 
     def save(
         self, path: str | Path, *, state_dict: dict[str, Tensor] | None = None, training: dict | None = None
     ) -> None:
-        """Write the checkpoint, whole or not at all.
+        """Write the checkpoint, completely or not at all.
 
-        state_dict: other weights than the model's present ones.  training: what `Trainer` needs to go on.
+        state_dict: weights other than the model's present ones.  training: what `Trainer` needs to resume.
         """
         state_dict = self.model.state_dict() if state_dict is None else state_dict
         state_dict = {name: value.detach().cpu() for name, value in state_dict.items()}
@@ -158,11 +191,16 @@ class Pipeline:
             "magic": MAGIC,
             "format": FORMAT,
             "torch": str(torch.__version__),
-            "network": self.network,
-            **self.state(state_dict),
+            "model_spec": self.model_spec,
+            "task": asdict(self.task),
+            "preprocessor": None if self.preprocessor is None else self.preprocessor.state(),
+            "config": self.config,
+            "profile": self.profile,
+            "threads": self.threads,
+            "self_check": {"records": self.examples, "predictions": self._check_predictions(state_dict)},
             "weights_sha256": weights_sha256(state_dict),
         }
-        json.dumps(checkpoint, allow_nan=False)  # plain containers only: anything else is a bug, and stops here
+        json.dumps(checkpoint, allow_nan=False)  # plain containers only: anything else is a bug and stops here
         checkpoint |= {"state_dict": state_dict} | ({} if training is None else {"training": training})
         with atomic_write(path, "wb") as file:
             torch.save(checkpoint, file)
@@ -171,114 +209,85 @@ class Pipeline:
             if unsafe:
                 raise TypeError(f"the checkpoint holds {unsafe}, which weights_only=True would refuse")
 
-    def state(self, state_dict: dict[str, Tensor] | None = None) -> dict:
-        """Return all but the network as plain containers, with the answers that it gives to the examples."""
-        return {
-            "task": asdict(self.task),
-            "kind": kind_of(self.preprocessor),
-            "preprocessor": None if self.preprocessor is None else asdict(self.preprocessor),
-            "config": self.config,
-            "profile": self.profile,
-            "golden": self._golden(self.model.state_dict() if state_dict is None else state_dict),
-        }
+    @torch.inference_mode()
+    def _check_predictions(self, state_dict: dict[str, Tensor]) -> list[dict]:
+        """Predict the examples with these weights.
 
-    def _golden(self, state_dict: dict[str, Tensor]) -> dict:
-        """The examples and the answers that these weights give."""
+        On the CPU, where a checkpoint is checked when it is loaded: accelerators round differently.
+        """
         if not self.examples:
-            return {"records": [], "answers": []}
-        was_training = self.model.training
-        self.model.eval()
-        with torch.inference_mode():
-            weights = {name: value.to(self.device) for name, value in state_dict.items()}
-            logits = functional_call(self.model, weights, self.preprocessor(self.examples).to(self.device)).cpu()
-        self.model.train(was_training)  # a run that saves in the middle of an epoch trains on
+            return []
+        model = copy.deepcopy(self.model).cpu().eval()
+        model.load_state_dict(state_dict)
+        logits = model(**self.preprocessor(self.examples))
         if not torch.isfinite(logits).all():
-            raise UserError(
-                "the network's answers are not finite. Try a lower --lr, --clip-norm 1 or --scaling quantile."
-            )
-        return {"records": self.examples, "answers": self.task.answer(logits)}
+            raise UserError("the logits are not finite. Try a lower --lr, --clip-norm 1 or --scaling quantile.")
+        return self.task.to_json(logits)
 
     @classmethod
     def load(cls, path: str | Path, *, model: nn.Module | None = None) -> "Pipeline":
-        """Load a checkpoint to the CPU and make sure that it still gives the answers that it gave when it was saved.
+        """Load a checkpoint to the CPU and check that it still gives the predictions that it gave when it was saved.
 
-        model: an instance to put the weights in, for networks that MODELS does not name.
-        Raises UserError where the file is no whole checkpoint of ours, or a golden row is answered differently.
+        model: an instance to load the weights into, for networks that MODELS does not name.
+        Raises UserError if the file is not a complete checkpoint, or if a self-check row is predicted differently.
         """
         state = read_checkpoint(path)
-        if model is None and state["network"] is None:
-            raise UserError(f"{path}: the network is not in MODELS: hand it over, Pipeline.load(…, model=…).")
-        pipeline = cls.of_state(state, path, lambda: build_model(**state["network"]) if model is None else model)
+        if model is None and state["model_spec"] is None:
+            raise UserError(f"{path}: the network is not in MODELS: pass it, Pipeline.load(…, model=…).")
+        try:
+            pipeline = cls(
+                build_model(**state["model_spec"]) if model is None else model,
+                from_plain(Task, state["task"]),
+                None if state["preprocessor"] is None else Preprocessor.from_state(state["preprocessor"]),
+                model_spec=state["model_spec"],
+                config=state.get("config"),
+                examples=state["self_check"]["records"],
+                profile=state.get("profile"),
+                threads=state.get("threads", 0),
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: the file does not fit this version of the code ({error!r}).") from None
         try:
             pipeline.model.load_state_dict(state["state_dict"])
         except RuntimeError as error:
             raise UserError(f"{path}: the weights do not fit the network in model.py ({error}).") from None
-        pipeline.check_golden(state, path)
+        pipeline._self_check(state["self_check"]["predictions"], path)
         return pipeline
 
-    @classmethod
-    def of_state(cls, state: dict, path: str | Path, make_model: Callable[[], nn.Module]) -> "Pipeline":
-        """Make again the pipeline whose `state` the file `path` holds, around a model without its weights."""
-        try:
-            return cls(
-                make_model(),
-                Task(**state["task"]),
-                PREPROCESSORS[state["kind"]](**state["preprocessor"]) if state["kind"] else None,
-                network=state.get("network"),
-                config=state["config"],
-                examples=state["golden"]["records"],
-                profile=state.get("profile"),  # runs of before there were profiles have none
-            )
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: the file does not fit this version of the code ({error!r}).") from None
-
-    def check_golden(self, state: dict, path: str | Path) -> None:
-        """Raise UserError where the examples are answered otherwise than when `path` was saved."""
-        now = self.task.answer(self.ask(self.examples)[1]) if self.examples else []
-        for row, (before, after) in enumerate(zip(state["golden"]["answers"], now, strict=True), start=1):
-            if not _same_answer(before, after, self.task):
+    def _self_check(self, predictions: list[dict], path: str | Path) -> None:
+        """Raise UserError if the examples are predicted differently from when `path` was saved."""
+        now = self.task.to_json(self.predict_logits(self.examples)[1]) if self.examples else []
+        for row, (before, after) in enumerate(zip(predictions, now, strict=True), start=1):
+            if not self.task.same_prediction(before, after):
                 raise UserError(
-                    f"{path}: golden row {row} was answered {before} when the file was saved and {after} now: "
+                    f"{path}: self-check row {row} was predicted {before} when the file was saved and {after} now: "
                     "the code or a library has changed what this model computes."
                 )
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint file without running anything in it, and check that it is whole.
+    """Read a checkpoint file without running any code in it, and check that it is complete.
 
-    Raises UserError where it is absent, truncated, changed, not ours, of a newer format, or holds code.
+    Raises UserError if it is missing, truncated, modified, of another program or format, or holds code.
     """
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder: give the best.pt or last.pt in it.")
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint.")
+    if str(path).endswith(".onnx"):
+        raise UserError(f"{path}: ONNX files are not supported here: give the best.pt of the run.")
     try:
         with warnings.catch_warnings():  # of torch, about files that are refused anyway
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: this is no checkpoint of plain data (it may hold code to run).") from None
-    except Exception as error:  # whatever torch meets in bytes that are no file of its own
-        raise UserError(f"{path}: truncated, or no checkpoint ({type(error).__name__}).") from None
+        raise UserError(f"{path}: refused: not a checkpoint of plain data (it may contain code).") from None
+    except Exception as error:  # whatever torch raises for bytes that it did not write
+        raise UserError(f"{path}: truncated, or not a checkpoint ({type(error).__name__}).") from None
     if not isinstance(state, dict) or state.get("magic") != MAGIC:
-        raise UserError(f"{path}: a file of torch, but no checkpoint of this project.")
-    if state["format"] > FORMAT:
-        raise UserError(f"{path}: format {state['format']} is newer than this code, which reads up to {FORMAT}.")
+        raise UserError(f"{path}: a PyTorch file, but not a checkpoint of this project.")
+    if state.get("format") != FORMAT:
+        raise UserError(f"{path}: checkpoint format {state.get('format')}; this code reads {FORMAT}: train again.")
     if weights_sha256(state["state_dict"]) != state["weights_sha256"]:
-        raise UserError(f"{path}: the weights are not those that were saved (the file is damaged).")
+        raise UserError(f"{path}: the file is damaged: the weights differ from those that were saved.")
     return state
-
-
-def _same_answer(kept: dict, now: dict, task: Task) -> bool:
-    """Compare two answers to 1e-5: probabilities, or values beside the mean and deviation of the training targets."""
-    if "probabilities" in kept:
-        return kept["probabilities"].keys() == now.get("probabilities", {}).keys() and all(
-            abs(p - now["probabilities"][c]) <= 1e-5 for c, p in kept["probabilities"].items()
-        )
-    before, after = kept["prediction"], now["prediction"]
-    return abs(before - after) <= 1e-5 * (task.std + abs(before - task.mean))
-
-
-def kind_of(preprocessor) -> str | None:
-    """Return tabular, image or text; None for no preprocessor."""
-    return next((kind for kind, cls in PREPROCESSORS.items() if isinstance(preprocessor, cls)), None)

@@ -1,16 +1,16 @@
-"""Answer a file of samples from a checkpoint.
+"""Predict a file of records from a checkpoint.
 
-  python predict.py --checkpoint runs/x/best.pt --input new.csv --output answers.csv
+  python predict.py --checkpoint runs/x/best.pt --input new.csv --output predictions.csv
 
-A model of images takes an image, a folder, a glob in quotes, or a table of paths; one of texts also a .txt file
-with one in each line. Otherwise csv, tsv, jsonl and parquet in and out; "-" is standard input or output, written as
-csv, or as jsonl where the input is jsonl. One answer a row, in order. Where the target column is there, the metrics
-are printed.
+Reads csv, tsv, jsonl and parquet. If the model has a single column of images, also an image, a folder or a glob in
+quotes; with a single column of text, also a folder of .txt files, or a .txt file with one text per line. "-" is
+standard input or output (csv, or jsonl if the input is jsonl). One prediction per row, in order. If the target column
+is present, metrics are printed.
 """
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin slow down all else on the machine
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow down everything else on the machine
 
 import contextlib
 import csv
@@ -18,38 +18,36 @@ import io
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
-from errors import UserError, naming, parse_flags, run
+from errors import UserError, error_prefix, parse_flags, run
 
 
 @dataclass(frozen=True)
 class Options:
-    """what to answer with, and what"""
+    """the model, and the records to predict"""
 
     checkpoint: str
-    """best.pt of a run (last.pt answers as the last epoch did), or an .onnx file that export.py made."""
+    """best.pt of a run; last.pt predicts with the weights of the last epoch."""
     input: str
-    """csv, tsv, jsonl or parquet file (also .gz), or - for standard input; image, folder or glob for images; folder,
-    glob, or .txt with a text in each line, for texts."""
+    """csv, tsv, jsonl or parquet file (also .gz), or - for standard input; for a single column of images or texts also
+    a folder, a glob, one image, or a .txt file with one text per line."""
     output: str = "-"
     """csv, tsv, jsonl or parquet file, or - for standard output."""
     device: str = "auto"
-    """auto, cpu, cuda, mps …"""
+    """auto (a GPU if there is one), cpu, cuda, mps …"""
 
 
-TABLE_ROWS_AT_ONCE = 65_536
-DRIFT_ROWS = 100_000  # the first of the input, which are compared with the training data
+DRIFT_ROWS = 100_000  # the first rows of the input are compared with the training data
 
 
 class Writer:
-    """Write frames of answers, piece by piece, as csv, tsv, jsonl or parquet."""
+    """Write frames of predictions one after the other, as csv, tsv, jsonl or parquet."""
 
     def __init__(self, file, form: str):
         self.file, self.form, self.parquet = file, form, None
         self.first = True
 
-    def write(self, answers) -> None:
+    def write(self, predictions) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.csv as arrow
@@ -57,10 +55,10 @@ class Writer:
 
         if self.form == "jsonl":
             self.file.write(
-                answers.to_json(orient="records", lines=True, double_precision=15, force_ascii=False).encode()
+                predictions.to_json(orient="records", lines=True, double_precision=15, force_ascii=False).encode()
             )
             return
-        table = pa.Table.from_pandas(answers, preserve_index=False)
+        table = pa.Table.from_pandas(predictions, preserve_index=False)
         if self.form == "parquet":
             self.parquet = self.parquet or parquet.ParquetWriter(self.file, table.schema)
             self.parquet.write_table(table)
@@ -68,10 +66,10 @@ class Writer:
             separator = "\t" if self.form == "tsv" else ","
             if self.first:
                 head = io.StringIO()
-                csv.writer(head, delimiter=separator, lineterminator="\n").writerow(answers.columns)
+                csv.writer(head, delimiter=separator, lineterminator="\n").writerow(predictions.columns)
                 self.file.write(head.getvalue().encode())
             self.first = False
-            # Arrow quotes either all words or none
+            # Arrow quotes either all strings or none
             words = [
                 column
                 for column in table.columns
@@ -89,9 +87,9 @@ class Writer:
 
 @contextlib.contextmanager
 def open_output(path: str, source: str):
-    """Open `path` for answers: a file appears only when all of them are in it."""
+    """Open `path` for predictions: the file appears only once it is complete."""
     from pipeline import atomic_write
-    from reader import file_format
+    from sources import file_format
 
     if path == "-":
         is_jsonl = source.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
@@ -100,75 +98,37 @@ def open_output(path: str, source: str):
         return
     form = "tsv" if path.lower().endswith(".tsv") else file_format(path)
     if form == "log":
-        raise UserError(f"--output {path}: answers are written as csv, tsv, jsonl or parquet.")
+        raise UserError(f"--output {path}: predictions are written as csv, tsv, jsonl or parquet.")
     if path.lower().endswith(".gz"):
-        raise UserError(f"--output {path}: answers are not packed; leave out .gz.")
+        raise UserError(f"--output {path}: predictions are not compressed; leave out .gz.")
     with atomic_write(path, "wb") as file:
         writer = Writer(file, form)
         yield writer
         writer.close()
 
 
-def read_inputs(path: str, kind: str, preprocessor, task, rows: int = 0):
-    """Yield pieces of a table, of which one may be as large as they come; for images and texts, of what a folder or
-    glob holds, of one image, of a .txt with a text in each line, or of a table.
-
-    rows: of a piece, about; 0 = what goes well through a network.
-    """
-    import pandas as pd
-
-    from images import ENDINGS, IMAGES_AT_ONCE, is_image_file, resolve_paths
-    from reader import FILE, find_files, is_text_file, read_chunks, read_text_file
-    from text import TEXTS_AT_ONCE
-
-    if kind == "tabular":
-        plain = all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in task.classes)
-        numbers = preprocessor.number_columns | ({task.target} if plain else set())
-        yield from read_chunks(path, numbers=numbers, rows=rows or TABLE_ROWS_AT_ONCE)
-        return
-    column, rows = preprocessor.column, rows or (IMAGES_AT_ONCE if kind == "image" else TEXTS_AT_ONCE)
-    if kind == "image" and is_image_file(Path(path)):
-        files = pd.DataFrame({FILE: [path]}, index=pd.RangeIndex(1, 2, name="row"))
-    elif kind == "image":
-        files = find_files(path, is_image_file, f"images ({', '.join(ENDINGS)})")
-    else:
-        files = find_files(path, is_text_file, "texts (.txt)")
-    for table in read_chunks(path, **{kind: column}, rows=rows) if files is None else [files]:
-        for start in range(0, len(table), rows):
-            frame = table.iloc[start : start + rows]
-            if kind == "image":
-                yield frame.rename(columns={FILE: column}) if files is not None else resolve_paths(frame, column, path)
-            else:
-                yield frame if files is None else frame.assign(**{column: list(map(read_text_file, frame[FILE]))})
-
-
 def predict(options: Options) -> None:
-    """Answer all rows in pieces, in constant memory; then say what was unknown, which columns look unlike the training
-    data, and, with targets, how good it was."""
+    """Predict all rows in chunks, in constant memory; then report unknown values, columns that differ from the training
+    data and, if there are targets, metrics."""
     from tqdm import tqdm
 
-    from drift import Profile
-    from pipeline import kind_of
-    from reader import standard_input
-    from runtime import load
+    from evaluation.drift import Profile
+    from pipeline import Pipeline
+    from sources import read_records, standard_input
 
-    pipeline = load(options.checkpoint).to(options.device)
-    known, kind = pipeline.preprocessor, kind_of(pipeline.preprocessor)
-    profile, seen = Profile(pipeline.profile), Counter()
+    pipeline = Pipeline.load(options.checkpoint).to(options.device)
+    preprocessor = pipeline.require_preprocessor()
+    layout, profile, counted = preprocessor.layout, Profile(pipeline.profile), Counter()
     unknown, score, rows = Counter(), Score(pipeline.task), 0
-    source = (
-        standard_input(known.column if kind == "text" else "")
-        if options.input == "-"
-        else contextlib.nullcontext(options.input)
-    )
+    source = standard_input(layout) if options.input == "-" else contextlib.nullcontext(options.input)
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
-        for frame in read_inputs(path, kind, known, pipeline.task):
-            with naming(path):
-                inputs, logits = pipeline.ask(frame)
-            writer.write(pipeline.answers(logits, frame))
-            unknown.update(known.count_unknown(inputs))
+        for frame in read_records(path, layout, preprocessor.read_rows):
+            with error_prefix(path):
+                parts, logits = pipeline.predict_logits(frame)
+            writer.write(pipeline.to_frame(logits, frame))
+            unknown.update(preprocessor.count_unknown(parts))
             if profile.columns and rows < DRIFT_ROWS:
-                seen.update(profile.count(known.measure(frame, inputs)))
+                counted.update(profile.count(preprocessor.profile_values(frame, parts)))
             score.add(logits, frame)
             rows += len(frame)
             bar.update(len(frame))
@@ -176,41 +136,41 @@ def predict(options: Options) -> None:
             raise UserError(f"{path}: there are no rows below the header.")
     for name, count in unknown.items():
         print(f"column {name!r}: {count} of {rows} values unknown (unseen or too rare in training)", file=sys.stderr)
-    for name, state in profile.compare(seen).items():
+    for name, state in profile.compare(counted).items():
         if state["drifted"]:
             print(f"drift in {name!r}: {state['why']}", file=sys.stderr)
     score.show(sys.stderr if options.output == "-" else sys.stdout)
 
 
 class Score:
-    """Metrics over the rows that come with their target, if any."""
+    """Metrics over the rows that have a target, if any."""
 
     def __init__(self, task):
-        self.task, self.metrics, self.trouble = task, None, ""
+        self.task, self.metrics, self.problem = task, None, ""
 
     def add(self, logits, frame) -> None:
-        if self.task.target not in frame or self.trouble:
+        if self.task.target not in frame or self.problem:
             return
         import numpy as np
 
-        from cells import hold_values
+        from preprocessing.parsing import has_value
 
-        given = np.flatnonzero(hold_values(frame[self.task.target]))
+        given = np.flatnonzero(has_value(frame[self.task.target]))
         if not len(given):
             return
-        try:  # rows can be answered whatever stands in the target column, and wherever a service runs
+        try:  # rows can be predicted whatever the target column holds, and where torchmetrics is not installed
             targets = self.task.encode(frame[self.task.target].iloc[given])
             self.metrics = self.metrics or self.task.metrics()
         except (UserError, ImportError) as error:
-            self.trouble = str(error)
+            self.problem = str(error)
             return
-        self.metrics.update(self.task.scores(logits[given]), self.task.decode(targets))
+        self.metrics.update(self.task.metric_inputs(logits[given]), self.task.decode(targets))
 
     def show(self, file) -> None:
-        if self.trouble:
-            print(f"no metrics: {self.trouble}", file=sys.stderr)
+        if self.problem:
+            print(f"no metrics: {self.problem}", file=sys.stderr)
         elif self.metrics:
-            values = self.task.results(self.metrics)
+            values = self.task.compute_metrics(self.metrics)
             print("metrics  " + "  ".join(f"{name} {value:.5g}" for name, value in values.items()), file=file)
 
 

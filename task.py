@@ -1,8 +1,11 @@
-"""Everything about y: the kind of problem, the encoding of targets, the loss, the metrics and the answer."""
+"""Everything about y: the kind of problem, the encoding of targets, the loss, the metrics and the predictions."""
 
 import json
+import math
+import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -10,51 +13,55 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cells import canonical, canonical_codes, to_numbers
 from errors import UserError
+from preprocessing.parsing import canonical, canonical_codes, decimal_sign, parse_numbers, to_numbers
 
+DECIMAL_COMMA = re.compile(r"^\s*([+-]?\d*),(\d+)\s*$")
 REGRESSION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+MANY = 20  # more distinct numbers than this are values to predict, not classes
+MAX_LIVE_TARGET = 1e100  # larger targets would overflow when errors are squared and summed
+TOLERANCE = 1e-5  # of a probability, or of a value relative to the spread of the targets
 
 
-def infer_kind(targets: pd.Series) -> str:
-    """Tell binary, multiclass or regression from target values without nulls.
+def infer_kind(targets: pd.Series, decimal: str = "auto") -> str:
+    """Infer binary, multiclass or regression from target values without nulls.
 
-    Words and booleans are classes; numbers are classes where there are two of them, or few whole ones.
+    Words and booleans are classes. Numbers are classes if there are two of them, or few and all whole.
     """
-    if pd.api.types.is_float_dtype(targets.dtype) and targets.nunique() > 20:
+    decimal = decimal_sign(targets) if decimal == "auto" else decimal
+    for cells in (targets.head(1000), targets):  # words are found in the first rows, without parsing them all
+        numbers, is_word = parse_numbers(cells, decimal)
+        if is_word.any():
+            break
+    if not is_word.any() and len(np.unique(numbers)) > MANY:
         return "regression"
-    distinct = set(canonical_codes(targets)[1])
+    distinct = set(canonical_codes(_with_points(targets, decimal))[1])
     if len(distinct) == 2:
         return "binary"
     numbers = pd.to_numeric(pd.Series(sorted(distinct)), errors="coerce")
     if numbers.isna().any():
         return "multiclass"
-    few_and_whole = len(distinct) <= 20 and len(targets) >= 5 * len(distinct) and bool((numbers % 1 == 0).all())
+    few_and_whole = len(distinct) <= MANY and len(targets) >= 5 * len(distinct) and bool((numbers % 1 == 0).all())
     return "multiclass" if few_and_whole else "regression"
-
-
-def _plain(key: str):
-    """Return a class as a person and JSON would write it: True, 1, 0.5 or a word."""
-    try:
-        value = json.loads(key)
-    except ValueError:
-        return key
-    return value if isinstance(value, (bool, int, float)) and canonical(value) == key else key
 
 
 @dataclass(frozen=True)
 class Task:
-    """The problem, fitted on the training targets. `logits` are (N, out_features), or (N, K, out_features) of K
-    ensemble members: the loss is their mean, the answer the mean of their probabilities."""
+    """A prediction problem, fitted on the training targets.
+
+    Logits are (N, out_features), or (N, K, out_features) from an ensemble of K members: the loss is the mean over
+    members, the prediction the mean of their probabilities.
+    """
 
     kind: str  # binary, multiclass or regression
     target: str
-    classes: list  # plain values in the order of the logits; empty for regression
-    mean: float  # of the training targets, in their own units; for regression
-    std: float
-    loss_name: str
-    class_weights: list[float]  # empty = all the same
-    label_smoothing: float
+    classes: list = field(default_factory=list)  # plain values in the order of the logits; empty for regression
+    mean: float = 0.0  # of the training targets, in their own units; for regression
+    std: float = 1.0
+    loss_name: str = "mse"
+    class_weights: list[float] = field(default_factory=list)  # empty = equal weights
+    label_smoothing: float = 0.0
+    decimal: str = "."  # decimal sign of targets that are text
 
     @classmethod
     def fit(
@@ -65,57 +72,62 @@ class Task:
         loss: str = "auto",
         class_weights: bool = False,
         label_smoothing: float = 0.0,
+        decimal: str = "auto",
     ) -> "Task":
-        """Learn the classes, or the mean and deviation, from training targets without nulls.
+        """Learn the classes, or mean and standard deviation, from training targets without nulls.
 
-        Raises UserError where the targets do not fit the kind, or the loss does not.
+        decimal: decimal sign of targets that are text; auto detects it.
+        Raises UserError if the targets do not fit the kind, or the loss does not.
         """
         targets = pd.Series(targets)
-        name = str(targets.name)
-        kind = infer_kind(targets) if kind == "auto" else kind
+        name, decimal = str(targets.name), decimal_sign(targets) if decimal == "auto" else decimal
+        kind = infer_kind(targets, decimal) if kind == "auto" else kind
         if kind == "regression":
             if class_weights or label_smoothing:
-                raise UserError("--class-weights and --label-smoothing are for classes, and this is a regression.")
-            numbers = to_numbers(targets, "For classes give --task multiclass.")
+                raise UserError("--class-weights and --label-smoothing are for classes; this is a regression.")
+            numbers = to_numbers(targets, "For classes give --task multiclass.", decimal)
             if np.ptp(numbers) == 0:
                 raise UserError(f"target {name!r} has one value only: there is nothing to learn.")
             loss = "mse" if loss == "auto" else loss
-            return cls(kind, name, [], float(numbers.mean()), float(numbers.std()), loss, [], 0.0)
+            return cls(kind, name, [], float(numbers.mean()), float(numbers.std()), loss, decimal=decimal)
         if loss != "auto":
             raise UserError(f"--loss {loss} is for regression; {kind} classification has cross-entropy.")
-        counts = class_counts(*canonical_codes(targets))
-        check_classes(counts, name, kind)
-        classes = [_plain(key) for key in counts]
-        if len({int if isinstance(c, float) else type(c) for c in classes}) > 1:
-            classes = list(counts)  # words and numbers, or booleans and numbers: a table's column has one type
-        classes = sorted(classes)
+        counts = _count_classes(*canonical_codes(_with_points(targets, decimal)), name, kind)
+        classes = _sorted_classes(counts)
         balanced = [len(targets) / (len(counts) * counts[canonical(c)]) for c in classes] if class_weights else []
         loss = "binary_cross_entropy" if kind == "binary" else "cross_entropy"
-        return cls(kind, name, classes, 0.0, 1.0, loss, balanced, label_smoothing)
+        return cls(kind, name, classes, 0.0, 1.0, loss, balanced, label_smoothing, decimal)
 
     @property
     def out_features(self) -> int:
-        """Logits per record: 1 for binary and regression, else one for each class."""
+        """Logits per record: 1 for binary and regression, else one per class."""
         return len(self.classes) if self.kind == "multiclass" else 1
 
-    def encode(self, targets: pd.Series) -> Tensor:
-        """Turn raw targets into what the loss wants: (N,) float32 0/1 or standardised values, or int64 class indices.
+    def summary(self) -> str:
+        """Describe the problem in one line: "price: regression (mean 6253, std 2414)"."""
+        if self.kind == "regression":
+            return f"{self.target}: regression (mean {self.mean:.4g}, std {self.std:.4g})"
+        shown = ", ".join(map(str, self.classes[:8])) + (", …" if len(self.classes) > 8 else "")
+        return f"{self.target}: {self.kind} ({shown})"
 
-        Raises UserError, naming the row, for a null, a label that training did not have, or no number.
+    def encode(self, targets: pd.Series) -> Tensor:
+        """Return what the loss expects: (N,) float32 0/1 or standardised values, or int64 class indices.
+
+        Raises UserError, naming the row, for a null, a class that is not in the training rows, or not a number.
         """
         targets = pd.Series(targets)
         if self.kind == "regression":
-            numbers = to_numbers(targets)
+            numbers = to_numbers(targets, decimal=self.decimal)
             if np.isnan(numbers).any():
                 raise UserError(f"row {targets.index[np.isnan(numbers).argmax()]} has no {self.target!r}.")
             return torch.from_numpy(((numbers - self.mean) / self.std).astype(np.float32))
         index = {canonical(c): i for i, c in enumerate(self.classes)}
-        codes, keys = canonical_codes(targets)
+        codes, keys = canonical_codes(_with_points(targets, self.decimal))
         encoded = np.array([index.get(key, -1) for key in keys], dtype=np.int64)[codes]
         if (encoded < 0).any():
             at = int((encoded < 0).argmax())
             raise UserError(
-                f"row {targets.index[at]}, column {self.target!r}: {str(targets.iloc[at])!r} is no class of the "
+                f"row {targets.index[at]}, column {self.target!r}: {str(targets.iloc[at])!r} is not a class of the "
                 f"training rows ({', '.join(map(str, self.classes[:10]))})."
             )
         encoded = torch.from_numpy(encoded)
@@ -125,13 +137,17 @@ class Task:
         """Undo `encode`: int64 class indices, or float64 values in the data's units."""
         return targets.double() * self.std + self.mean if self.kind == "regression" else targets.long()
 
+    def labels(self, targets: Tensor) -> np.ndarray | None:
+        """Return the class index of each encoded target, None for regression."""
+        return None if self.kind == "regression" else targets.long().numpy()
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss over the records, a scalar. Class weights multiply each record's own loss, so the mean of two
-        batches is the mean of their records."""
+        """Return the mean loss over records, a scalar. Class weights multiply the loss of each record, so the mean
+        over two batches of the same size is the mean over their records."""
         n, c = len(targets), self.out_features
         if logits.dim() not in (2, 3) or logits.shape[0] != n or logits.shape[-1] != c:
             raise ValueError(f"the network must return logits of shape {(n, c)}, not {tuple(logits.shape)}")
-        if logits.dim() == 3:  # (N, K, C): every member answers for the record
+        if logits.dim() == 3:  # (N, K, C): each member has its own loss
             targets = targets.repeat_interleave(logits.shape[1])
             logits = logits.flatten(0, 1)
         if self.kind == "multiclass":
@@ -149,9 +165,9 @@ class Task:
         return F.binary_cross_entropy_with_logits(logits, targets, weight=weight)
 
     def activate(self, logits: Tensor) -> Tensor:
-        """Turn logits into probabilities (N, number of classes), or values (N, 1) in the data's units, in float64."""
+        """Return float64 probabilities (N, number of classes), or values (N, 1) in the data's units."""
         logits = logits.double()
-        if self.kind == "regression":  # as tensors: export makes float32 of a Python number
+        if self.kind == "regression":  # tensors, because an export would turn a Python number into float32
             values = logits * logits.new_tensor(self.std) + logits.new_tensor(self.mean)
         elif self.kind == "binary":
             values = torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=-1)
@@ -160,62 +176,56 @@ class Task:
         return values.mean(dim=1) if values.dim() == 3 else values
 
     def metrics(self):
-        """Return a fresh torchmetrics collection, updated with (`scores(logits)`, `decode(targets)`)."""
+        """Return a new torchmetrics collection, to be updated with (`metric_inputs(logits)`, `decode(targets)`)."""
         import torchmetrics as tm
         from torchmetrics import classification as tc
 
-        if self.kind == "binary":
+        if self.kind == "regression":
+            metrics = {"rmse": tm.MeanSquaredError(squared=False), "mse": tm.MeanSquaredError()}
+            metrics |= {"mae": tm.MeanAbsoluteError(), "r2": tm.R2Score()}
+        elif self.kind == "binary":
             kinds = {"accuracy": tc.BinaryAccuracy, "roc_auc": tc.BinaryAUROC, "f1": tc.BinaryF1Score}
             metrics = {name: metric(validate_args=False) for name, metric in kinds.items()}
-        elif self.kind == "multiclass":
+        else:
             n = len(self.classes)
             metrics = {
-                # torchmetrics averages over classes where it is not told: that is not what people call accuracy
+                # micro: torchmetrics' default, the mean over classes, is not what people call accuracy
                 "accuracy": tc.MulticlassAccuracy(n, average="micro", validate_args=False),
-                "roc_auc": tc.MulticlassAUROC(n, average=None, validate_args=False),  # averaged in `results`
+                "roc_auc": tc.MulticlassAUROC(n, average=None, validate_args=False),  # averaged in `compute_metrics`
                 "f1": tc.MulticlassF1Score(n, average="macro", validate_args=False),
-            }
-        else:
-            metrics = {
-                "rmse": tm.MeanSquaredError(squared=False),
-                "mse": tm.MeanSquaredError(),
-                "mae": tm.MeanAbsoluteError(),
-                "r2": tm.R2Score(),
             }
         collection = tm.MetricCollection(metrics, compute_groups=False)
         return collection.set_dtype(torch.float64)  # float32 sums of large squares lose digits
 
-    def scores(self, logits: Tensor) -> Tensor:
-        """What the metrics compare with the targets: (N, C) or, of the positive class or the value, (N,)."""
+    def metric_inputs(self, logits: Tensor) -> Tensor:
+        """Return what metrics compare with the targets: (N, C), or the positive class or value, (N,)."""
         values = self.activate(logits)
         return values if self.kind == "multiclass" else values[:, -1]
 
-    def measure(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return {"loss": …, metric: …} over all records at once, so that no batch size can change them."""
+    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return {"loss": …, metric: …} over all records at once, so that the batch size cannot change them."""
         collection = self.metrics()
-        collection.update(self.scores(logits), self.decode(targets))
-        return {"loss": float(self.loss(logits, targets)), **self.results(collection)}
+        collection.update(self.metric_inputs(logits), self.decode(targets))
+        return {"loss": float(self.loss(logits, targets)), **self.compute_metrics(collection)}
 
     @staticmethod
-    def results(metrics) -> dict[str, float]:
-        """Compute a collection. ROC AUC is the mean over the classes that the targets hold, NaN where they hold one:
+    def compute_metrics(metrics) -> dict[str, float]:
+        """Compute a collection. ROC AUC is the mean over classes that occur in the targets, and NaN if only one does:
         torchmetrics would count a class without targets as 0."""
         values = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name, metric in metrics.items(keep_base=True):
-                few = name == "r2" and int(metric.total) < 2  # one row has no variance to explain
-                values[name] = torch.tensor(torch.nan) if few else metric.compute()
+                undefined = name == "r2" and int(metric.total) < 2  # one row has no variance to explain
+                values[name] = torch.tensor(torch.nan) if undefined else metric.compute()
         if "roc_auc" in values:
-            present = torch.cat(metrics["roc_auc"].target).unique()
-            each_class = (
-                values["roc_auc"].expand(len(present)) if values["roc_auc"].dim() == 0 else values["roc_auc"][present]
-            )
-            values["roc_auc"] = each_class.mean() if len(present) > 1 else torch.tensor(torch.nan)
+            present, roc_auc = torch.cat(metrics["roc_auc"].target).unique(), values["roc_auc"]
+            per_class = roc_auc if roc_auc.dim() == 0 else roc_auc[present]
+            values["roc_auc"] = per_class.mean() if len(present) > 1 else torch.tensor(torch.nan)
         return {name: float(value) for name, value in values.items()}
 
     def higher_is_better(self, monitor: str) -> bool:
-        """Tell the direction of "loss" or a metric's name. Raises UserError for another name."""
+        """Return the direction of "loss" or a metric. Raises UserError for another name."""
         if monitor == "loss":
             return False
         metrics = self.metrics()
@@ -224,8 +234,8 @@ class Task:
             raise UserError(f"--monitor {monitor}: a {self.kind} task has {names}.")
         return bool(metrics[monitor].higher_is_better)
 
-    def columns(self, logits: Tensor) -> dict[str, np.ndarray]:
-        """Return the answers as columns of a table: prediction, probability, probability_<class>; or prediction."""
+    def to_columns(self, logits: Tensor) -> dict[str, np.ndarray]:
+        """Return predictions as columns: prediction, probability, probability_<class>; for regression prediction."""
         values = self.activate(logits).numpy()
         if self.kind == "regression":
             return {"prediction": values[:, 0]}
@@ -237,43 +247,133 @@ class Task:
             **{f"probability_{c}": values[:, i] for i, c in enumerate(self.classes)},
         }
 
-    def answer(self, logits: Tensor) -> list[dict]:
-        """Return the answers ready for JSON: {"prediction": …, "probability": …, "probabilities": {class: p}}."""
+    def to_json(self, logits: Tensor) -> list[dict]:
+        """Return predictions for JSON: {"prediction": …, "probability": …, "probabilities": {class: p}}."""
         values = self.activate(logits).tolist()
         if self.kind == "regression":
-            return [{"prediction": value[0]} for value in values]
+            return [{"prediction": value} for (value,) in values]
+        names, best = [str(c) for c in self.classes], [p.index(max(p)) for p in values]
         return [
-            {
-                "prediction": self.classes[p.index(max(p))],
-                "probability": max(p),
-                "probabilities": {str(c): q for c, q in zip(self.classes, p, strict=True)},
-            }
-            for p in values
+            {"prediction": self.classes[i], "probability": p[i], "probabilities": dict(zip(names, p, strict=True))}
+            for i, p in zip(best, values, strict=True)
         ]
 
+    @staticmethod
+    def outcome(prediction: dict) -> str:
+        """Return the label under which predictions are counted: the class, or "number"."""
+        return str(prediction["prediction"]) if "probabilities" in prediction else "number"
 
-def class_counts(codes: np.ndarray, keys: list[str]) -> dict[str, int]:
-    """Count the rows of each class, by its canonical spelling, from what `canonical_codes` returns."""
-    return dict(zip(keys, np.bincount(codes).tolist(), strict=True))
+    def same_prediction(self, before: dict, after: dict) -> bool:
+        """Compare two predictions of `to_json`: probabilities to 1e-5, values to 1e-5 of the targets' spread."""
+        if "probabilities" in before:
+            p, q = before["probabilities"], after.get("probabilities", {})
+            return p.keys() == q.keys() and all(abs(p[c] - q[c]) <= TOLERANCE for c in p)
+        value = before["prediction"]
+        return abs(value - after["prediction"]) <= TOLERANCE * (self.std + abs(value - self.mean))
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of what an exported graph returns, as `graph_outputs` orders it."""
+        return ["prediction", "logits"] if self.kind == "regression" else ["label", "probabilities", "logits"]
+
+    def graph_outputs(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Return (class index, probabilities, logits), or (value, logits) for regression."""
+        values = self.activate(logits)
+        if self.kind == "regression":
+            return values[:, 0], logits
+        return values.argmax(dim=1), values.float(), logits
+
+    def errors(self, predictions: list[dict], targets: list) -> list[float]:
+        """Return the error of each prediction of `to_json`: 0 or 1 for classes, absolute difference for numbers.
+
+        The predictions name their own classes: another model may have made them.
+        Raises UserError, naming the row, for a target that is not one of these classes, or not a number.
+        """
+        series = pd.Series(targets, index=range(1, len(targets) + 1), name=self.target)
+        if "probabilities" in predictions[0]:
+            classes = {canonical(c): c for c in predictions[0]["probabilities"]}
+            keys = [canonical(target) for target in _with_points(series, self.decimal)]
+            for row, key in enumerate(keys, start=1):
+                if key not in classes:
+                    raise UserError(f"row {row}: {str(targets[row - 1])!r} is not a class ({', '.join(classes)}).")
+            return [float(key != canonical(p["prediction"])) for key, p in zip(keys, predictions, strict=True)]
+        numbers = to_numbers(series, decimal=self.decimal)
+        invalid = np.isnan(numbers) | (np.abs(numbers) > MAX_LIVE_TARGET)
+        if invalid.any():
+            raise UserError(f"row {invalid.argmax() + 1}: {targets[invalid.argmax()]!r} is not a plausible number.")
+        return [abs(t - p["prediction"]) for t, p in zip(numbers.tolist(), predictions, strict=True)]
+
+    def live_score(self, count: int, mean: float, mean_square: float) -> dict:
+        """Return {"targets", "accuracy" or "mae", "interval"} of `count` errors: the score and its 95 % interval.
+
+        The interval is Wilson's (1927) for an accuracy, and the normal one for a mean absolute error.
+        """
+        if not count:
+            return {"targets": 0}
+        if self.kind == "regression":
+            name, score, half = "mae", mean, 1.96 * math.sqrt(max(0.0, mean_square - mean**2) / count)
+            interval = [max(0.0, score - half), score + half]
+        else:
+            name, score, z2 = "accuracy", 1 - mean, 1.96**2
+            center = score + z2 / (2 * count)
+            half = 1.96 * math.sqrt(score * mean / count + z2 / (4 * count**2))
+            interval = [max(0.0, (center - half) / (1 + z2 / count)), min(1.0, (center + half) / (1 + z2 / count))]
+        return {"targets": count, name: score, "interval": interval}
 
 
-def check_classes(counts: dict[str, int], name: str, kind: str, fewest: int = 1) -> None:
-    """Raise UserError where class counts do not make a `kind` problem with `fewest` rows a class."""
+def _with_points(targets: pd.Series, decimal: str) -> pd.Series:
+    """Return text targets with 1,5 written as 1.5 if the decimal sign is a comma: 1,0 and 1 are one class."""
+    if decimal == "." or pd.api.types.is_numeric_dtype(targets.dtype):
+        return targets
+    return targets.map(lambda cell: re.sub(DECIMAL_COMMA, r"\1.\2", cell) if isinstance(cell, str) else cell)
+
+
+def _sorted_classes(keys: Iterable[str]) -> list:
+    """Return classes, given in canonical spelling, as plain values in order: True, 1, 0.5 or a word."""
+    keys, classes = list(keys), []
+    for key in keys:
+        try:
+            value = json.loads(key)
+        except ValueError:
+            value = key
+        classes.append(value if isinstance(value, (bool, int, float)) and canonical(value) == key else key)
+    types = {int if isinstance(c, float) else type(c) for c in classes}
+    return sorted(classes if len(types) == 1 else keys)  # mixed types become words: a column has one type
+
+
+def stratify_labels(targets: pd.Series, kind: str, min_rows: int) -> np.ndarray | None:
+    """Return the class of each row as an integer from 0, for splits that keep class shares; None for regression.
+
+    Raises UserError if the classes do not make a `kind` problem with `min_rows` rows each.
+    """
+    if kind == "regression":
+        return None
+    codes, keys = canonical_codes(_with_points(targets, decimal_sign(targets)))
+    _count_classes(codes, keys, str(targets.name), kind, min_rows)
+    return codes
+
+
+def _count_classes(codes: np.ndarray, keys: list[str], name: str, kind: str, min_rows: int = 1) -> dict[str, int]:
+    """Return the rows of each class by its canonical spelling, from the result of `canonical_codes`.
+
+    Raises UserError if they do not make a `kind` problem with `min_rows` rows per class.
+    """
+    counts = dict(zip(keys, np.bincount(codes).tolist(), strict=True))
+    target = f"target {name!r} has {len(counts)} different values"
     if len(counts) == 1:
-        raise UserError(f"target {name!r} has one class only ({next(iter(counts))!r}): there is nothing to tell apart.")
+        raise UserError(f"target {name!r} has one class only ({keys[0]!r}): there is nothing to learn.")
     if kind == "binary" and len(counts) > 2:
+        other = "multiclass" if len(counts) <= MANY else "regression"
+        raise UserError(f"{target} and --task binary needs 2: give --task {other}.")
+    if len(counts) > MANY and len(counts) > 0.5 * len(codes):
         raise UserError(
-            f"target {name!r} has {len(counts)} different values and --task binary needs 2: "
-            f"give --task {'multiclass' if len(counts) <= 20 else 'regression'}."
-        )
-    if len(counts) > 20 and len(counts) > 0.5 * sum(counts.values()):
-        raise UserError(
-            f"target {name!r} has {len(counts)} different values in {sum(counts.values())} rows: it looks like names "
-            "or text. Choose another target (numbers to predict: --task regression)."
+            f"{target} in {len(codes)} rows: it looks like names or text. Choose another target (to predict numbers: "
+            "--task regression)."
         )
     label, rows = min(counts.items(), key=lambda item: item[1])
-    if rows < fewest:
+    if rows < min_rows:
         raise UserError(
-            f"target {name!r}: class {label!r} has {rows} row{'s' * (rows > 1)} and needs {fewest}, one a split: "
-            "add rows, merge the class with another, or leave it out (numbers to predict: --task regression)."
+            f"target {name!r}: class {label!r} has {rows} row{'s' * (rows > 1)} and needs {min_rows}, one per split: "
+            "add rows, merge the class with another, or leave it out (to predict numbers: --task regression)."
         )
+    return counts

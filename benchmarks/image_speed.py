@@ -1,9 +1,9 @@
-"""How long an epoch of images takes: Trainer.fit, a bare loop, and a Dataset that decodes in every epoch.
+"""Time an epoch of images: Trainer.fit, a bare loop, and a Dataset that decodes in every epoch.
 
   python benchmarks/image_speed.py
 
-The work: 2,000 jpeg files of 96 × 96 pixels in two classes, at 32 × 32 to the same network, with the same augmentation,
-batch 64, Adam, validation on 300 of them. The machine is noisy: read the ratios, medians over the rounds.
+Work: 2,000 jpeg files of 96 × 96 pixels in two classes, scaled to 32 × 32, with the same network and augmentation,
+batch 64, Adam, validation on 300 of them. Machines are noisy: read the ratios, medians over the rounds.
 """
 
 import os
@@ -27,18 +27,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from augmentation import make_augmentation
-from config import DataConfig, ModelConfig, TrainConfig
-from images import read_pixels
+from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from model import build_model
+from preprocessing.augmentation import make_augmentation
+from preprocessing.pixels import read_pixels
 from train import train
 
 BATCH, SIZE, HIDDEN = 64, 32, (16, 32)
-FACTS = {"in_channels": 3, "image_size": SIZE, "out_features": 1, "hidden": list(HIDDEN), "activation": "relu"}
+ARGS = {"in_channels": 3, "image_size": SIZE, "out_features": 1, "hidden": list(HIDDEN), "activation": "relu"}
 
 
 def make_files(folder: Path, count: int) -> None:
-    """Smooth random pictures: about as large, and as slow to decode, as photographs of their size."""
+    """Write smooth random pictures: about as large, and as slow to decode, as photographs of their size."""
     random = np.random.default_rng(0)
     for i in range(count):
         small = random.integers(0, 256, (12, 12, 3), dtype=np.uint8)
@@ -49,9 +49,9 @@ def make_files(folder: Path, count: int) -> None:
 
 
 def loop(train_batches, val_batches, epochs: int) -> float:
-    """One hand-written loop for both references; batches are made anew each epoch. Returns seconds of an epoch."""
+    """Hand-written loop for both references; batches are new in each epoch. Returns seconds per epoch."""
     torch.manual_seed(0)
-    model = build_model("cnn", FACTS | {"batch_norm": True, "dropout": 0.1})
+    model = build_model(["cnn"], ARGS | {"batch_norm": True, "dropout": 0.1})
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     started = time.perf_counter()
     for _ in range(epochs):
@@ -69,7 +69,7 @@ def loop(train_batches, val_batches, epochs: int) -> float:
 
 
 class Files(Dataset):
-    """What most templates do: open, decode and resize a file each time it is asked for."""
+    """The Dataset of most templates: open, decode and resize a file on each access."""
 
     def __init__(self, files: list[Path]):
         self.files = files
@@ -114,9 +114,10 @@ def main() -> None:
         def ours(amp: bool = False) -> float:
             data = DataConfig(data=folder, image_size=SIZE, batch_size=BATCH, flip="on")
             with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
-                options = TrainConfig(epochs=args.epochs + 1, patience=0, threads=threads, out=f"{out}/run", amp=amp)
-                run = train(data, ModelConfig(hidden=HIDDEN), options)
-            return float(run.history["seconds"][1:].mean())  # the first has imports
+                training = TrainConfig(epochs=args.epochs + 1, patience=0, amp=amp)
+                run = RunConfig(threads=threads, out=f"{out}/run")
+                history = train(data, ModelConfig(hidden=HIDDEN), training, run).history
+            return float(history["seconds"][1:].mean())  # the first epoch includes imports
 
         threads = len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)

@@ -1,9 +1,9 @@
-"""How many rows a second `predict.py` answers, the whole process, and how much memory it takes.
+"""Measure rows per second and peak memory of `predict.py`, start of the process included.
 
   python benchmarks/predict_speed.py
 
-A csv of 20 numbers a row, from 10,000 to 1,000,000 rows, beside the plain way: pandas.read_csv, the model on the whole
-table at once, DataFrame.to_csv, in a process of its own with the same imports.
+The input is a csv with 20 numbers per row and 10,000 to 1,000,000 rows. The baseline, in a process of its own with the
+same imports, is pandas.read_csv, `Pipeline.predict` on the whole table, and DataFrame.to_csv.
 """
 
 import subprocess
@@ -15,14 +15,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-OURS = "import predict, errors; sys.argv[0] = 'predict.py'; "
-OURS += "predict.predict(errors.parse_flags(predict.Options, description=''))"
-PLAIN = """import pandas as pd; from pipeline import Pipeline
+COMMAND = "import predict, errors; sys.argv[0] = 'predict.py'; "
+COMMAND += "predict.predict(errors.parse_flags(predict.Options, description=''))"
+BASELINE = """import pandas as pd; from pipeline import Pipeline
 Pipeline.load(sys.argv[2]).predict(pd.read_csv(sys.argv[4])).to_csv(sys.argv[6], index=False)"""
 
 
 def measure(code: str, arguments: list[str]) -> tuple[float, float]:
-    """Run code in a process of its own; return (seconds of the process, its peak MB)."""
+    """Run code in another process; return (its seconds, its peak memory in MB)."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}\nprint(open('/proc/self/status').read())"
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
@@ -34,7 +34,7 @@ def main() -> None:
     import numpy as np
     import pandas as pd
 
-    from config import DataConfig, ModelConfig, TrainConfig
+    from config import DataConfig, RunConfig, TrainConfig
     from train import train
 
     generator = np.random.default_rng(0)
@@ -42,23 +42,18 @@ def main() -> None:
         names = [f"x{i}" for i in range(20)]
         table = pd.DataFrame(generator.standard_normal((2000, 20)), columns=names)
         table["y"] = (table.sum(axis=1) > 0).astype(int)
-        train(DataConfig(target="y"), ModelConfig(), TrainConfig(epochs=2, out=f"{folder}/run"), table=table)
-        print(f"\n{'rows':>9}  {'predict.py':>34}  {'the plain way':>34}")
+        out = RunConfig(out=f"{folder}/run")
+        train(DataConfig(target="y"), training=TrainConfig(epochs=2), run=out, table=table)
+        print(f"\n{'rows':>9}  {'predict.py':>34}  {'pandas':>34}")
         for rows in (10_000, 100_000, 1_000_000):
             with open(f"{folder}/in.csv", "w") as file:
                 for start in range(0, rows, 10_000):
                     part = pd.DataFrame(generator.standard_normal((10_000, 20)), columns=names)
                     part.to_csv(file, index=False, header=start == 0, float_format="%.7g")
-            files = [
-                "--checkpoint",
-                f"{folder}/run/best.pt",
-                "--input",
-                f"{folder}/in.csv",
-                "--output",
-                f"{folder}/out.csv",
-            ]
+            files = ["--checkpoint", f"{folder}/run/best.pt"]
+            files += ["--input", f"{folder}/in.csv", "--output", f"{folder}/out.csv"]
             cells = [f"{rows:>9,}"]
-            for code in (OURS, PLAIN):
+            for code in (COMMAND, BASELINE):
                 seconds, memory = measure(code, files)
                 assert sum(1 for _ in open(f"{folder}/out.csv")) == rows + 1
                 cells.append(f"{seconds:5.1f} s {rows / seconds:9,.0f} rows/s {memory:6.0f} MB")

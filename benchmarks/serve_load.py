@@ -1,8 +1,9 @@
-"""Requests a second of serve.py, of one record each, against a FastAPI app that calls Pipeline.predict per request.
+"""Requests per second of serve.py, one record each, against a FastAPI app that calls Pipeline.predict per request.
 
   python benchmarks/serve_load.py [--requests 100000]
 
-The load comes from this process, on the same machine: 32 connections that each ask, wait and ask again.
+The load comes from this process, on the same machine: 32 connections, each of which sends a request, waits for the
+response and sends the next.
 """
 
 import argparse
@@ -47,7 +48,7 @@ uvicorn.run(app, port=int(sys.argv[3]), log_level="error")
 
 def make_run(folder: Path) -> Path:
     """Train on a table of numbers, categories, a boolean and a date."""
-    from config import DataConfig, TrainConfig
+    from config import DataConfig, RunConfig, TrainConfig
     from train import train
 
     random, rows = np.random.default_rng(0), 5_000
@@ -57,21 +58,22 @@ def make_run(folder: Path) -> Path:
     table["member"] = random.choice(["yes", "no"], rows)
     table["since"] = pd.date_range("2020-01-01", periods=rows, freq="h").strftime("%Y-%m-%d")
     table["y"] = np.where(table["number 0"] + (table["city"] == "Seoul") > 0.5, "yes", "no")
-    train(DataConfig(target="y"), training=TrainConfig(epochs=2, out=str(folder / "run")), table=table)
+    run = RunConfig(out=str(folder / "run"))
+    train(DataConfig(target="y"), training=TrainConfig(epochs=2), run=run, table=table)
     return folder / "run" / "best.pt"
 
 
 class Client(asyncio.Protocol):
-    """Ask over one connection, again and again, and note how long each answer took."""
+    """Send a request over one connection again and again, and record the duration of each."""
 
     def __init__(self, message: bytes, count: int, seconds: list[float], done: asyncio.Future):
         self.message, self.count, self.seconds, self.done, self.buffer = message, count, seconds, done, b""
 
     def connection_made(self, transport):
         self.transport = transport
-        self.ask()
+        self.send()
 
-    def ask(self):
+    def send(self):
         self.began = time.perf_counter()
         self.transport.write(self.message)
 
@@ -90,10 +92,10 @@ class Client(asyncio.Protocol):
         self.seconds.append(time.perf_counter() - self.began)
         self.count -= 1
         if self.count:
-            self.ask()
+            self.send()
         else:
             self.transport.close()
-            if not self.done.done():  # the load is over, and with it the watch on /health
+            if not self.done.done():  # cancelled, if the load ended while this watched /health
                 self.done.set_result(None)
 
 
@@ -103,28 +105,28 @@ def http(method: str, path: str, body: bytes = b"") -> bytes:
 
 
 async def load(port: int, message: bytes, requests: int) -> tuple[float, list[float], list[float]]:
-    """Return (seconds in all, seconds of each request, seconds of /health asked meanwhile)."""
+    """Return (seconds in total, seconds of each request, seconds of requests to /health meanwhile)."""
     loop, seconds, health = asyncio.get_running_loop(), [], []
 
-    async def ask(message: bytes, count: int, seconds: list[float]) -> None:
+    async def send(message: bytes, count: int, seconds: list[float]) -> None:
         done = loop.create_future()
         await loop.create_connection(lambda: Client(message, count, seconds, done), "127.0.0.1", port)
         await done
 
     async def watch() -> None:
         while True:
-            await ask(http("GET", "/health"), 1, health)
+            await send(http("GET", "/health"), 1, health)
             await asyncio.sleep(0.05)
 
     watcher, began = asyncio.create_task(watch()), time.perf_counter()
-    await asyncio.gather(*(ask(message, requests // CONNECTIONS, seconds) for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(send(message, requests // CONNECTIONS, seconds) for _ in range(CONNECTIONS)))
     took = time.perf_counter() - began
     watcher.cancel()
     return took, seconds, health
 
 
 def memory(process: subprocess.Popen) -> float:
-    """Megabytes in memory of a process (Linux)."""
+    """Return the resident memory of a process in megabytes (Linux)."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
@@ -140,11 +142,11 @@ async def wait_for(port: int) -> None:
 
 
 async def measure(name: str, command: list[str], port: int, message: bytes, requests: int) -> float:
-    """Start a server, load it, print what was seen; return its requests a second."""
+    """Start a server, put it under load, print the results; return requests per second."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         await wait_for(port)
-        await load(port, message, 2_000)  # warm
+        await load(port, message, 2_000)  # warm up
         before = memory(process)
         took, seconds, health = await load(port, message, requests)
         p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000

@@ -1,10 +1,10 @@
-"""How long an epoch of texts takes: Trainer.fit, a bare loop over ready tensors, and batches padded as they come.
+"""Time an epoch of texts: Trainer.fit, a bare loop over prepared tensors, and batches padded as they come.
 
   python benchmarks/text_speed.py
 
-The work: 20,000 texts put together from sentences of the `docstrings` example (very short to very long ones), seven
-classes, batch 128, Adam, validation on 4,000 of them; bag and transformer. The bare loop is handed batches that were
-grouped by length and padded beforehand. The machine is noisy: read the ratios, medians over the rounds.
+Work: 20,000 texts composed of sentences from the `docstrings` example (very short to very long), seven classes, batch
+128, Adam, validation on 4,000 of them; bag and transformer. The bare loop gets batches that were grouped by length and
+padded in advance. Machines are noisy: read the ratios, medians over the rounds.
 """
 
 import os
@@ -27,12 +27,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from config import CLEANING, TrainConfig
+from config import DataConfig, RunConfig, TrainConfig
 from dataloader import make_loader
 from model import build_model
 from pipeline import Pipeline
+from preprocessing import Preprocessor
+from sources import load_bundled
 from task import Task
-from text import TextPreprocessor, load_docstrings
 from trainer import Trainer
 
 BATCH, EVAL_BATCH = 128, 256
@@ -40,7 +41,7 @@ COUNTS = {"bag": (20_000, 4_000), "transformer": (4_000, 800)}  # texts to train
 
 
 def make_texts(count: int) -> pd.DataFrame:
-    random, known = np.random.default_rng(0), load_docstrings()
+    random, known = np.random.default_rng(0), load_bundled("docstrings", [])[0]
     sentences = known["docstring"].str.split("\n\n").str[0].tolist()
     rows = []
     for _ in range(count):
@@ -52,8 +53,8 @@ def make_texts(count: int) -> pd.DataFrame:
 
 def make_pipeline(name: str, preprocessor, task) -> Pipeline:
     torch.manual_seed(0)
-    facts = {**preprocessor.model_args, "out_features": task.out_features, "activation": "relu", "dropout": 0.1}
-    return Pipeline(build_model(name, facts), task, preprocessor)
+    args = {**preprocessor.model_args, "out_features": task.out_features, "activation": "relu", "dropout": 0.1}
+    return Pipeline(build_model([name], args), task, preprocessor)
 
 
 def bare_loop(pipeline: Pipeline, batches, val_batches, epochs: int) -> float:
@@ -63,56 +64,52 @@ def bare_loop(pipeline: Pipeline, batches, val_batches, epochs: int) -> float:
     for _ in range(epochs):
         model.train()
         for i in torch.randperm(len(batches)).tolist():
-            loss = F.cross_entropy(model(batches[i][0]), batches[i][1])
+            loss = F.cross_entropy(model(**batches[i][0]), batches[i][1])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         model.eval()
         with torch.inference_mode():
             for inputs, targets in val_batches:
-                F.cross_entropy(model(inputs), targets).item()
+                F.cross_entropy(model(**inputs), targets).item()
     return (time.perf_counter() - started) / epochs
 
 
 def trainer_fit(pipeline: Pipeline, loaders, epochs: int, threads: int) -> float:
-    """Trainer.fit with all that it does: metrics, history, TensorBoard, checkpoints on the disk."""
+    """Trainer.fit with everything that it does: metrics, history, TensorBoard, checkpoints on disk."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        options = TrainConfig(epochs=epochs + 1, patience=0, threads=threads, out=folder)
-        history = Trainer(pipeline, options).fit(*loaders)
-    return sum(row["seconds"] for row in history[1:]) / epochs  # the first has imports
+        config, run = TrainConfig(epochs=epochs + 1, patience=0), RunConfig(threads=threads, out=folder)
+        history = Trainer(pipeline, config, run).fit(*loaders)
+    return sum(row["seconds"] for row in history[1:]) / epochs  # the first epoch includes imports
 
 
 def compare(name: str, table: pd.DataFrame, rounds: int, epochs: int) -> None:
-    segment = {"bag": "ngrams", "transformer": "subwords"}[name]
+    tokenizer = {"bag": "ngrams", "transformer": "subwords"}[name]
     train, val = (table.head(n) if i == 0 else table.tail(n) for i, n in enumerate(COUNTS[name]))
     started = time.perf_counter()
-    preprocessor = TextPreprocessor.fit(
-        train, column="text", steps=list(CLEANING), segment=segment, min_freq=3, vocab_size=0, max_length=0
-    )
+    preprocessor = Preprocessor.fit(train[["text"]], DataConfig(text=("text",), tokenizer=tokenizer))
     fitted, task = time.perf_counter(), Task.fit(table["label"])
-    ids, val_ids = preprocessor.ids(train), preprocessor.ids(val)
+    ids, val_ids = (preprocessor.encode(part)["text"] for part in (train, val))
     seconds = time.perf_counter() - fitted
     tokens = int(ids.lengths.sum()) + int(val_ids.lengths.sum())
-    print(f"\n{name}: {len(train):,} texts, {int(ids.lengths.sum()) / len(train):.0f} {segment} each")
-    print(f"  learning the vocabulary   {fitted - started:6.2f} s")
-    print(f"  texts → ids               {seconds:6.2f} s   {tokens / seconds:12,.0f} {segment}/s   ({cores} cores)")
+    print(f"\n{name}: {len(train):,} texts, {int(ids.lengths.sum()) / len(train):.0f} {tokenizer} each")
+    print(f"  fitting the vocabulary    {fitted - started:6.2f} s")
+    print(f"  texts → ids               {seconds:6.2f} s   {tokens / seconds:12,.0f} {tokenizer}/s   ({cores} cores)")
     targets = task.encode(train["label"]), task.encode(val["label"])
     loaders = (
-        make_loader(ids, targets[0], BATCH, shuffle=True),
-        make_loader(val_ids, targets[1], EVAL_BATCH, shuffle=False),
+        make_loader({"text": ids}, targets[0], BATCH, shuffle=True),
+        make_loader({"text": val_ids}, targets[1], EVAL_BATCH, shuffle=False),
     )
     ready, val_ready = list(loaders[0]), list(loaders[1])
     order = torch.randperm(len(ids)).split(BATCH)
-    as_they_come = [(ids[rows], targets[0][rows]) for rows in order]
-    padded = sum(inputs.numel() for inputs, _ in ready) / int(ids.lengths.sum())
-    waste = sum(inputs.numel() for inputs, _ in as_they_come) / int(ids.lengths.sum())
-    print(f"  places in a batch for each of its ids: {padded:.2f}; with batches as they come {waste:.2f}")
+    as_they_come = [({"text": ids[rows]}, targets[0][rows]) for rows in order]
+    padded = sum(inputs["text"].numel() for inputs, _ in ready) / int(ids.lengths.sum())
+    waste = sum(inputs["text"].numel() for inputs, _ in as_they_come) / int(ids.lengths.sum())
+    print(f"  ids in a padded batch per id of a text: {padded:.2f}; with batches as they come {waste:.2f}")
     threads = 1 if name == "bag" else cores
     torch.set_num_threads(threads)
     loops = {
-        "bare loop, ready tensors": lambda: bare_loop(
-            make_pipeline(name, preprocessor, task), ready, val_ready, epochs
-        ),
+        "bare loop, prepared": lambda: bare_loop(make_pipeline(name, preprocessor, task), ready, val_ready, epochs),
         "Trainer.fit": lambda: trainer_fit(make_pipeline(name, preprocessor, task), loaders, epochs, threads),
         "bare loop, as they come": lambda: bare_loop(
             make_pipeline(name, preprocessor, task), as_they_come, val_ready, epochs
@@ -124,12 +121,12 @@ def compare(name: str, table: pd.DataFrame, rounds: int, epochs: int) -> None:
             times[loop].append(run_loop())
     for loop, each in times.items():
         middle = statistics.median(each)
-        print(f"  {loop:<25} {middle:6.3f} s/epoch   {int(ids.lengths.sum()) / middle:12,.0f} {segment}/s")
+        print(f"  {loop:<25} {middle:6.3f} s/epoch   {int(ids.lengths.sum()) / middle:12,.0f} {tokenizer}/s")
 
     def ratio(a: str, b: str) -> float:
         return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
-    print(f"  Trainer.fit / bare loop   {ratio('Trainer.fit', 'bare loop, ready tensors'):.3f}   (at most 1.1)")
+    print(f"  Trainer.fit / bare loop   {ratio('Trainer.fit', 'bare loop, prepared'):.3f}   (at most 1.1)")
     print(f"  as they come / Trainer.fit {ratio('bare loop, as they come', 'Trainer.fit'):.2f}")
 
 

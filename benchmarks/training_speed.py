@@ -1,11 +1,11 @@
-"""How long an epoch takes: Trainer.fit, a bare loop, and the classic DataLoader loop, side by side.
+"""Time an epoch of Trainer.fit, of a bare loop, and of the classic DataLoader loop, side by side.
 
-  python benchmarks/training_speed.py              the three, on the same work, taking turns in the same run
+  python benchmarks/training_speed.py              all three on the same work, alternating in the same run
   python benchmarks/training_speed.py --scale      time per row and memory from 10,000 to 1,000,000 rows
-  python benchmarks/training_speed.py --threads    one thread against all, by the multiply-adds of a step
+  python benchmarks/training_speed.py --threads    one thread against all, by multiply-adds per step
 
-The work: 100,000 rows × 20 numbers, MLP 128-64 with batch norm and dropout, batch 256, Adam, and validation on
-20,000 rows after each epoch. The machine is noisy: read the ratios, which are medians over the rounds.
+Work: 100,000 rows × 20 numbers, MLP 128-64 with batch norm and dropout, batch 256, Adam, and validation on
+20,000 rows after each epoch. Machines are noisy: read the ratios, medians over the rounds.
 """
 
 import os
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from config import TrainConfig
+from config import RunConfig, TrainConfig
 from dataloader import make_loader
 from model import build_model
 from pipeline import Pipeline
@@ -48,12 +48,12 @@ def make_data(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def make_model(hidden=(128, 64)) -> torch.nn.Module:
     torch.manual_seed(0)
-    facts = {"in_features": 20, "category_sizes": [], "out_features": 1, "hidden": list(hidden)}
-    return build_model("mlp", facts | {"activation": "relu", "batch_norm": True, "dropout": 0.1})
+    args = {"in_features": 20, "out_features": 1, "hidden": list(hidden), "activation": "relu"}
+    return build_model(["mlp"], args | {"batch_norm": True, "dropout": 0.1})
 
 
 def textbook_model() -> torch.nn.Module:
-    """The same network of torch's own layers, as one writes it by hand."""
+    """The same network from torch's layers, as people write it by hand."""
     torch.manual_seed(0)
     layers: list[torch.nn.Module] = []
     for width, size in ((20, 128), (128, 64)):
@@ -62,7 +62,7 @@ def textbook_model() -> torch.nn.Module:
 
 
 def bare_loop(train, val, epochs: int, model=None) -> float:
-    """Tensors in memory, fused Adam, one validation pass, and nothing else."""
+    """Tensors in memory, fused Adam, one validation pass, nothing else."""
     model = model or textbook_model()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     started = time.perf_counter()
@@ -83,7 +83,7 @@ def bare_loop(train, val, epochs: int, model=None) -> float:
 
 
 def classic_loop(train, val, epochs: int) -> float:
-    """What most templates do: DataLoader(TensorDataset), loss.item() and the same metrics updated for each batch."""
+    """The loop of most templates: DataLoader(TensorDataset), loss.item(), and metrics updated with each batch."""
     from torchmetrics import MetricCollection
     from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryF1Score
 
@@ -111,11 +111,13 @@ def classic_loop(train, val, epochs: int) -> float:
 
 
 def trainer_fit(train, val, epochs: int, warm: bool = True) -> float:
-    """Trainer.fit with all that it does: metrics, history, TensorBoard, checkpoints on the disk."""
-    task = Task("binary", "y", [0, 1], 0.0, 1.0, "binary_cross_entropy", [], 0.0)
+    """Trainer.fit with everything that it does: metrics, history, TensorBoard, checkpoints on disk."""
+    task = Task("binary", "y", [0, 1])
+    train, val = (({"numbers": inputs}, targets) for inputs, targets in (train, val))
     loaders = make_loader(*train, BATCH, shuffle=True), make_loader(*val, EVAL_BATCH, shuffle=False)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        trainer = Trainer(Pipeline(make_model(), task), TrainConfig(epochs=epochs, patience=0, threads=1, out=folder))
+        config, run = TrainConfig(epochs=epochs, patience=0), RunConfig(threads=1, out=folder)
+        trainer = Trainer(Pipeline(make_model(), task), config, run)
         history = trainer.fit(*loaders)
     return sum(row["seconds"] for row in history) / epochs
 
@@ -149,12 +151,12 @@ def compare(rounds: int, epochs: int) -> None:
 
 
 def peak_mb() -> float:
-    """Of this process alone; getrusage would count what the parent had when it forked."""
+    """Return the peak memory of this process alone; getrusage includes what the parent had when it forked."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def scale_one(rows: int) -> None:
-    """One whole `train` of a csv file, in a process of its own, for the memory to be its own."""
+    """Run `train` on a csv file, in its own process, so that its memory can be measured."""
     import numpy as np
     import pandas as pd
 
@@ -164,7 +166,7 @@ def scale_one(rows: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         small = DataConfig(data="breast_cancer")
-        train(small, ModelConfig(), TrainConfig(epochs=1, out=f"{folder}/warm"))
+        train(small, ModelConfig(), TrainConfig(epochs=1), RunConfig(out=f"{folder}/warm"))
         path = f"{folder}/table.csv"
         generator = np.random.default_rng(0)
         with open(path, "w") as file:
@@ -175,7 +177,7 @@ def scale_one(rows: int) -> None:
         before = peak_mb()
         started = time.perf_counter()
         data = DataConfig(data=path, target="y", batch_size=BATCH)
-        run = train(data, ModelConfig(), TrainConfig(epochs=2, out=f"{folder}/run"))
+        run = train(data, ModelConfig(), TrainConfig(epochs=2), RunConfig(out=f"{folder}/run"))
         whole = time.perf_counter() - started
     table = rows * 20 * 4 / 2**20
     per_row = run.history["seconds"].iloc[-1] / rows * 1e6

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import DataConfig, ModelConfig, TrainConfig
+from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from train import train
 
 
@@ -47,11 +48,47 @@ def table_for(kind: str, rows: int = 240, seed: int = 0) -> pd.DataFrame:
     return make_table(rows, seed).drop(columns=[t for t in TARGETS if t != kind])
 
 
+WORDS = ["red", "green", "blue", "house", "garden", "shop", "old", "new", "big", "small", "round", "sweet"]
+
+
+def mixed_table(folder: Path, rows: int = 120, seed: int = 0) -> pd.DataFrame:
+    """A table of numbers, categories, dates, two columns of text and one of image paths; all of them matter."""
+    random = np.random.default_rng(seed)
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    bright, good, price = random.integers(0, 2, rows), random.integers(0, 2, rows), random.normal(0, 1, rows).round(3)
+    for i in range(rows):
+        pixels = random.integers(0, 100, (12, 14, 3)) + 130 * bright[i]
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / f"{seed}-{i}.png")
+    table = pd.DataFrame(
+        {
+            "price": price,
+            "city": random.choice(["Seoul", "Paris", "Köln"], rows),
+            "since": pd.date_range("2020-01-01", periods=rows).strftime("%Y-%m-%d"),
+            "title": [" ".join([*random.choice(WORDS, 3), "excellent" if g else "poor"]) for g in good],
+            "note": [" ".join(random.choice(WORDS, 5)) for _ in range(rows)],
+            "photo": [f"photos/{seed}-{i}.png" for i in range(rows)],
+        }
+    )
+    score = pd.Series(price + 2 * bright + 2 * good)
+    table["binary"] = np.where(score > score.median(), "high", "low")
+    table["multiclass"] = pd.qcut(score, 3, labels=["a", "b", "c"]).astype(str)
+    table["regression"] = (100 * score).round(1)
+    return table
+
+
+def mixed_csv(folder: Path, target: str, rows: int = 120, seed: int = 0) -> Path:
+    """The mixed table with one target, as a csv beside its photos."""
+    path = folder / f"{target}-{seed}.csv"
+    mixed_table(folder, rows, seed).drop(columns=[t for t in TARGETS if t != target]).to_csv(path, index=False)
+    return path
+
+
 def quick_run(folder, table=None, *, data=None, model=None, **training):
     """`train` with few epochs, in `folder`."""
-    options = {"epochs": 3, "threads": 1, "out": str(folder)} | training
+    run = RunConfig(out=str(folder), threads=training.pop("threads", 1), resume=training.pop("resume", ""))
     data = data or DataConfig(target="binary")
-    return train(data, model or ModelConfig(hidden=(16,)), TrainConfig(**options), table=table)
+    training = TrainConfig(**({"epochs": 3} | training))
+    return train(data, model or ModelConfig(hidden=(16,)), training, run, table=table)
 
 
 def command(*args, cwd=None, stdin: bytes | None = None, env=None, timeout=120) -> subprocess.CompletedProcess:
@@ -112,6 +149,9 @@ def everything(runs, tmp_path_factory) -> dict:
         table[["path", target]].to_csv(data.data, index=False)
         quick_run(folder / f"image-{target}", data=data, epochs=1)
         found["image", target] = folder / f"image-{target}" / "best.pt"
+        data = DataConfig(data=str(mixed_csv(folder / "mixed", target)), target=target)
+        quick_run(folder / f"mixed-{target}", data=data, model=ModelConfig(), epochs=1)
+        found["mixed", target] = folder / f"mixed-{target}" / "best.pt"
     return found
 
 

@@ -1,6 +1,8 @@
-"""The commands as a user runs them: what they write, what they say, and how they refuse."""
+"""The commands as a user runs them: what they write and print, and their one-line errors."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TARGETS, assert_refused, command, table_for
+from conftest import ROOT, TARGETS, assert_refused, command, mixed_csv, table_for
+
+from config import DataConfig, ModelConfig, TrainConfig
+from pipeline import read_checkpoint
+from train import train
 
 
 @pytest.fixture
@@ -61,30 +67,33 @@ def test_the_run_folder(runs, kind):
     assert kind not in sample and len(sample) == 5
 
 
-def test_the_sample_is_answered_as_in_the_test(runs):
+def test_the_sample_is_predicted_as_in_the_test(runs):
     run = runs["regression"]
     result = command(
         "predict.py", "--checkpoint", run.out / "best.pt", "--input", run.out / "sample.csv", "--output", "-"
     )
     assert result.returncode == 0 and result.stderr == b""
-    answers = [float(line) for line in result.stdout.decode().splitlines()[1:]]
-    assert answers == pytest.approx(run.predictions["prediction"].iloc[::7].head(5).tolist(), rel=1e-6)
+    predictions = [float(line) for line in result.stdout.decode().splitlines()[1:]]
+    assert predictions == pytest.approx(run.predictions["prediction"].iloc[::7].head(5).tolist(), rel=1e-6)
 
 
 def test_decisions_are_printed_and_can_be_overruled(table, tmp_path):
-    flags = ["--data", table, "--target", "binary", "--epochs", 1]
-    said = command("train.py", *flags, "--out", tmp_path / "a").stdout.decode()
-    lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("  ")}
+    def decisions(*args) -> dict[str, str]:
+        result = command("train.py", "--data", table, "--target", "binary", "--epochs", 1, *args)
+        assert result.returncode == 0, result.stderr.decode()
+        return {line.split()[0]: line for line in result.stdout.decode().splitlines() if line.startswith("  ")}
+
+    lines = decisions("--out", tmp_path / "a")
     for name, word in {
         "customer_id": "id", "age": "number", "city": "category", "member": "boolean", "since": "date",
-        "remark": "free text", "same": "constant",
+        "remark": "text", "same": "constant",
     }.items():  # fmt: skip
         assert word in lines[name]
-    assert "left out" in lines["remark"] and "left out" in lines["customer_id"]
+    assert [name for name, line in lines.items() if "left out" in line] == ["customer_id", "same"]
     overrules = ["--columns", "age=category", "customer_id=number", "city=drop", "--scaling", "quantile"]
-    said = command("train.py", *flags, "--out", tmp_path / "b", *overrules).stdout.decode()
-    lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("  ")}
+    lines = decisions("--out", tmp_path / "b", *overrules, "--text", "member")
     assert "category" in lines["age"] and "number" in lines["customer_id"] and "left out" in lines["city"]
+    assert "text" in lines["member"] and "ngrams" in lines["member"]
 
 
 def test_no_terminal_no_bar(table, tmp_path):
@@ -105,14 +114,14 @@ BAD_TABLES = {
     "one class": (bad_table(y="yes"), ["one class only"]),
     "a class with one row": (bad_table(y=["maybe"] + ["no", "yes"] * 29 + ["no"]), ["class 'maybe' has 1 row"]),
     "few rows": (bad_table().head(3), ["3 rows are too few"]),
-    "column of nulls": (bad_table(b=None), ["column 'b'", "--columns b=drop"]),
+    "only nulls": (bad_table(a=None), ["a: constant, no values in the training rows"]),
     "infinities": (bad_table(b=[1.0] * 16 + [np.inf] + [2.0] * 43), ["row 17", "column 'b'", "infinite"]),
     "units": (bad_table(b=[f"{i} kg" for i in range(60)]), ["column 'b'", " kg'", "--columns b=category"]),
     "thousands": (bad_table(b=[f"{i:,}" for i in range(980, 1040)]), ["row 21", "column 'b'", "'1,000'"]),
-    "duplicate columns": ("a,a,y\n" + "1,2,no\n3,4,yes\n" * 20, ["column 'a' is there twice"]),
+    "duplicate columns": ("a,a,y\n" + "1,2,no\n3,4,yes\n" * 20, ["column 'a' occurs twice"]),
     "text without spaces": (
         pd.DataFrame({"review": [f"这家餐厅的菜第{i}次来都很好吃" for i in range(60)], "y": ["no", "yes"] * 30}),
-        ["review: id", "--text COLUMN"],
+        ["review: id", "--columns NAME=KIND"],
     ),
     "regression for binary": (bad_table(y=np.linspace(0, 1, 60)), ["--task binary needs 2", "--task regression"]),
 }
@@ -129,6 +138,14 @@ def test_bad_tables_are_refused_in_one_line(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir()] == ["bad.csv"]
 
 
+def test_a_column_of_nulls_is_left_out(tmp_path):
+    bad_table(b=None).to_csv(tmp_path / "t.csv", index=False)
+    result = command(
+        "train.py", "--data", tmp_path / "t.csv", "--target", "y", "--epochs", 1, "--out", tmp_path / "run"
+    )
+    assert result.returncode == 0 and "left out: no values in the training rows" in result.stdout.decode()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -141,9 +158,13 @@ def test_bad_tables_are_refused_in_one_line(tmp_path, name):
         (["--val-split", "0.6", "--test-split", "0.5"], ["--val-split and --test-split leave no rows"]),
         (["--optimizer", "Adamm"], ["--optimizer", "AdamW"]),
         (["--epoch", "3"], ["--epoch, 3. Did you mean --epochs"]),
-        (["--hidden", "64,32"], ["--hidden", "64,32", "parted by spaces"]),
+        (["--hidden", "64,32"], ["--hidden", "64,32", "separate several values with spaces"]),
         (["--data", "wine", "--target", "alcohol", "--columns", "alcohol=drop"], ["alcohol is the target"]),
         (["--model", "mpl"], ["--model mpl", "Did you mean 'mlp'"]),
+        (["--model", "hf"], ["--model hf needs a name"]),
+        (["--segment", "words"], ["--segment"]),
+        (["--image", "x", "--text", "x"], ["--image x", "--text"]),
+        (["--text", "x", "--columns", "x=number"], ["--columns x=number", "x is given as text"]),
         (["--columns", "age"], ["--columns takes NAME=KIND"]),
         (["--device", "gpu"], ["--device gpu"]),
         (["--milestones", "5", "3"], ["--milestones"]),
@@ -159,7 +180,11 @@ def test_flags_that_do_not_fit_the_data(table, tmp_path):
     base = ["--data", table, "--target", "binary", "--out", tmp_path / "run"]
     assert_refused(command("train.py", *base, "--monitor", "rmse"), "--monitor rmse", "roc_auc")
     (tmp_path / "file").write_text("")
-    assert_refused(command("train.py", *base[:-1], tmp_path / "file" / "run"), "--out", "no folder")
+    assert_refused(command("train.py", *base[:-1], tmp_path / "file" / "run"), "--out", "is not a folder")
+    assert_refused(command("train.py", *base, "--model", "cnn"), "--model cnn reads image", "numbers, categories, text")
+    assert_refused(
+        command("train.py", *base, "--model", "bag", "transformer"), "--model bag transformer", "two networks read text"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -179,11 +204,11 @@ def test_predict_pipes_and_reports(runs, tmp_path):
     piped = command("predict.py", "--checkpoint", checkpoint, "--input", "-", "--output", "-", stdin=text)
     assert piped.returncode == 0
     assert piped.stdout.count(b"\n") == 31 and piped.stdout.startswith(b"prediction,probability,probability_high")
-    said = piped.stderr.decode()
-    assert "column 'city': 4 of 30 values unknown" in said and "accuracy" in said
+    printed = piped.stderr.decode()
+    assert "column 'city': 4 of 30 values unknown" in printed and "accuracy" in printed
     lines = records.to_json(orient="records", lines=True).encode()
-    answers = command("predict.py", "--checkpoint", checkpoint, "--input", "-", stdin=lines).stdout
-    first = json.loads(answers.splitlines()[0])
+    predictions = command("predict.py", "--checkpoint", checkpoint, "--input", "-", stdin=lines).stdout
+    first = json.loads(predictions.splitlines()[0])
     assert set(first) == {"prediction", "probability", "probability_high", "probability_low"}
 
 
@@ -207,30 +232,31 @@ def test_predict_refuses_in_one_line(runs, tmp_path):
         command("predict.py", "--checkpoint", checkpoint, "--input", tmp_path / "wrong.csv", "--output", "x.xls"),
         "x.xls",
     )
-    assert_refused(command("predict.py", "--checkpoint", tmp_path / "empty.csv", "--input", "x.csv"), "no checkpoint")
+    assert_refused(
+        command("predict.py", "--checkpoint", tmp_path / "empty.csv", "--input", "x.csv"), "not a checkpoint"
+    )
     assert_refused(command("predict.py", "--checkpoint", tmp_path, "--input", "x.csv"), "is a folder")
-    assert_refused(command("predict.py"), "needed: --checkpoint, --input")
+    assert_refused(command("predict.py"), "required: --checkpoint, --input")
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_predict_takes_tables_however_written(runs, tmp_path):
+@pytest.mark.parametrize(
+    ("encoding", "sep", "decimal", "newline"),
+    [("utf-8-sig", ";", ".", "\r\n"), ("cp949", "\t", ".", "\n"), ("utf-8", ";", ",", "\n")],
+)
+def test_predict_reads_tables_however_written(runs, tmp_path, encoding, sep, decimal, newline):
     checkpoint = runs["regression"].out / "best.pt"
     records = table_for("regression", rows=12, seed=2).replace("Köln", "Paris")
-    expected = None
-    for encoding, sep, decimal, newline in (
-        ("utf-8", ",", ".", "\n"),
-        ("utf-8-sig", ";", ",", "\r\n"),
-        ("cp949", "\t", ".", "\n"),
-    ):
-        text = records.to_csv(index=False, sep=sep, decimal=decimal, lineterminator=newline).encode(encoding)
-        result = command("predict.py", "--checkpoint", checkpoint, "--input", "-", stdin=text)
-        assert result.returncode == 0, result.stderr.decode()
-        expected = expected or result.stdout
-        assert result.stdout == expected
+    expected = runs["regression"].pipeline.predict(records)
+    text = records.to_csv(index=False, sep=sep, decimal=decimal, lineterminator=newline).encode(encoding)
+    result = command("predict.py", "--checkpoint", checkpoint, "--input", "-", stdin=text)
+    assert result.returncode == 0, result.stderr.decode()
+    written = pd.read_csv(io.BytesIO(result.stdout), index_col=False)
+    pd.testing.assert_frame_equal(written, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("empty", ["", "NA", None])
-def test_metrics_are_of_the_rows_that_have_a_label(empty, capsys):
+def test_metrics_cover_the_rows_that_have_a_label(empty, capsys):
     from predict import Score
     from task import Task
 
@@ -241,14 +267,14 @@ def test_metrics_are_of_the_rows_that_have_a_label(empty, capsys):
     assert "accuracy 0.5 " in capsys.readouterr().out
 
 
-MINE = """\
+OWN_NETWORK = """\
 class Line(nn.Module):
     def __init__(self, *, in_features, out_features):
         super().__init__()
         self.layer = nn.Linear(in_features, out_features)
 
-    def forward(self, x):
-        return self.layer(x)
+    def forward(self, numbers):
+        return self.layer(numbers)
 
 
 """
@@ -256,32 +282,57 @@ class Line(nn.Module):
 
 def test_a_network_of_ones_own_from_the_command_line(tmp_path, table):
     """One class and one line in model.py, in a copy of the project, are a new --model."""
-    for path in ROOT.glob("*.py"):
-        (tmp_path / path.name).write_text(path.read_text())
-    source = (tmp_path / "model.py").read_text()
-    source = source.replace("MODELS = {", MINE + 'MODELS = {"line": Line, ')
-    (tmp_path / "model.py").write_text(source)
-    args = ["--data", str(table), "--target", "binary", "--model", "line", "--epochs", "2", "--out", "run"]
-    result = subprocess.run(
-        [sys.executable, "train.py", *args], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    project, here = tmp_path / "project", {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "tests", "runs", "__pycache__"))
+    source = (project / "model.py").read_text()
+    (project / "model.py").write_text(source.replace("MODELS = {", OWN_NETWORK + 'MODELS = {"line": Line, '))
+    kinds = [f"{name}=drop" for name in ("city", "remark")]
+    args = ["--data", str(table), "--target", "binary", "--model", "line", "--epochs", "2", "--out", "run", "--columns"]
+    result = subprocess.run([sys.executable, project / "train.py", *args, *kinds], **here)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["model"] == "line"
     args = ["--checkpoint", "run/best.pt", "--input", "run/sample.csv"]
-    result = subprocess.run(
-        [sys.executable, "predict.py", *args], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, project / "predict.py", *args], **here)
     assert result.stdout.count("\n") == 6
 
 
-def test_a_second_run_in_the_same_second_gets_its_own_folder(tmp_path, monkeypatch, table):
-    from config import DataConfig, ModelConfig, TrainConfig
-    from train import train
+def test_a_network_for_each_input_of_mixed_records(tmp_path):
+    """`--model mlp transformer` chooses two; the images, which none of them reads, get the default."""
+    source, out = mixed_csv(tmp_path, "binary", rows=60), tmp_path / "run"
+    base = ["--data", source, "--target", "binary", "--epochs", 1, "--hidden", 32]
+    result = command("train.py", *base, "--out", out, "--model", "mlp", "transformer")
+    assert result.returncode == 0, result.stderr.decode()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["model"] == "mlp + transformer + cnn" and metrics["config"]["data"]["tokenizer"] == "auto"
+    files = {path.name for path in out.iterdir()}
+    assert {"sample.csv", "sample", "augmented.png"} <= files and len(list((out / "sample").iterdir())) == 5
+    tried = command("predict.py", "--checkpoint", out / "best.pt", "--input", out / "sample.csv", cwd=tmp_path)
+    assert tried.returncode == 0 and tried.stdout.count(b"\n") == 6, tried.stderr.decode()
+    assert "subwords" in result.stdout.decode() and "ngrams" not in result.stdout.decode()
 
+
+def test_text_and_image_columns_are_named_together_with_others(tmp_path):
+    flags = ["--text", "note", "--image", "photo", "--columns", "title=drop", "since=category"]
+    base = ["--data", mixed_csv(tmp_path, "regression", rows=60), "--target", "regression", "--epochs", 1]
+    result = command("train.py", *base, *flags, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr.decode()
+    state = read_checkpoint(tmp_path / "run" / "best.pt")["preprocessor"]
+    kinds = {column["name"]: column["kind"] for column in state["columns"]}
+    assert kinds == {"price": "number", "city": "category", "since": "category", "note": "text", "photo": "image"}
+    assert state["left_out"] == {"title": ["drop", "by --columns"]}
+
+
+def test_a_second_run_in_the_same_second_gets_its_own_folder(tmp_path, monkeypatch, table):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda form: "now")
-    outs = [
-        train(DataConfig(data=str(table), target="binary"), ModelConfig(hidden=()), TrainConfig(epochs=1)).out.name
-        for _ in range(2)
-    ]
+    data = DataConfig(data=str(table), target="binary")
+    outs = [train(data, ModelConfig(hidden=(8,)), TrainConfig(epochs=1)).out.name for _ in range(2)]
     assert outs == ["table-now", "table-now-2"]
+
+
+def test_one_value_means_a_tuple_of_one():
+    assert ModelConfig(hidden=64) == ModelConfig(hidden=(64,)) and ModelConfig(model="mlp").model == ("mlp",)
+    data = DataConfig(text="a", columns="b=drop", clean="html")
+    assert (data.text, data.columns, data.clean) == (("a",), ("b=drop",), ("html",))
+    assert data.column_kinds() == {"a": "text", "b": "drop"} and DataConfig(text="").text == ()
+    assert TrainConfig(milestones=3).milestones == (3,) and TrainConfig(milestones=[3, 5]).milestones == (3, 5)

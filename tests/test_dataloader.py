@@ -1,4 +1,4 @@
-"""Splits are disjoint, complete and what was asked for; batches lose no record."""
+"""Splits are disjoint and complete; each kind of record is fitted on its training rows; batches lose no record."""
 
 import json
 import sqlite3
@@ -7,14 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_table, quick_run, table_for
+from conftest import make_table, mixed_table, quick_run, table_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from config import DataConfig
-from dataloader import BatchIndices, load_splits, make_loader
+from dataloader import LengthBatchSampler, fit_splits, load_splits, make_loader, make_loaders
 from errors import UserError
+from task import Task
 
 
 def parts(splits) -> list[set]:
@@ -117,34 +118,36 @@ def test_what_is_given_is_not_read_again(tmp_path, monkeypatch):
         (tmp_path / name / "a").mkdir(parents=True)
     table = pd.DataFrame({"t": [f"free words of row {i}" for i in range(60)], "y": list("ab") * 30})
     splits = load_splits(DataConfig(target="y"), 0, table)
-    assert splits.text == "t" and sum(map(len, parts(splits))) == 60
-    left_out = load_splits(DataConfig(target="y", text="t", columns=("n=drop",)), 0, table.assign(n=1, m=2)).notes
-    assert left_out == ["beside the text left out: n, m"]
+    assert fitted(splits).kinds == {"t": "text"} and sum(map(len, parts(splits))) == 60
+    others = load_splits(DataConfig(target="y", text="t", columns=("n=drop",)), 0, table.assign(n=1, m=range(60)))
+    assert others.config.column_kinds() == {"t": "text", "n": "drop"} and not others.notes
+    assert fitted(others).left_out == {
+        "n": ("drop", "by --columns"),
+        "m": ("id", "a different whole number in every row"),
+    }
 
 
-def test_a_log_knows_whether_it_holds_images_or_texts(tmp_path):
+def test_a_log_knows_the_kinds_of_its_columns(tmp_path):
     path, picture = tmp_path / "requests.db", "data:image/png;base64,iVBORw0KGgo="
     with sqlite3.connect(path) as log:
-        log.execute(
-            "CREATE TABLE requests (id TEXT, row INTEGER, time REAL, model TEXT, kind TEXT, record TEXT, answer TEXT,"
-            " name TEXT, target TEXT, error REAL, PRIMARY KEY (id, row))"
-        )
-        values = "INSERT INTO requests (id, kind, record, name, target) VALUES (?, ?, ?, 'y', ?)"
-        log.executemany(values, [(i, "image", json.dumps({"c": picture}), f'"{"ab"[i % 2]}"') for i in range(20)])
-        log.execute(values, (20, "text", json.dumps({"t": "never told"}), None))
+        log.execute("CREATE TABLE models (sha256 TEXT PRIMARY KEY, kinds TEXT)")
+        log.execute("CREATE TABLE requests (id TEXT, model TEXT, record TEXT, name TEXT, target TEXT)")
+        values = "INSERT INTO requests VALUES (?, ?, ?, 'y', ?)"
+        log.executemany(values, [(i, "a", json.dumps({"c": picture, "n": i}), f'"{"ab"[i % 2]}"') for i in range(20)])
+        log.execute(values, (20, "b", json.dumps({"c": "no target yet"}), None))
+        kinds = {"c": "image", "n": "number"}
+        log.executemany("INSERT INTO models VALUES (?, ?)", [("a", json.dumps(kinds)), ("b", '{"c": "text"}')])
     splits = load_splits(DataConfig(data=str(path)), 0)
-    assert (splits.target, splits.image, splits.text) == ("y", "c", "")
-    assert "--image c: it is all" in splits.notes[0] and set(splits.train["c"]) == {picture}
-    for kind, record, found in (
-        ("text", {"c": "ok"}, ("", "c")),
-        ("text", {"c": "ok", "d": 1}, ("", "")),
-        ("tabular", {"c": "ok"}, ("", "")),
-        (None, {"c": "ok"}, ("", "")),
-    ):
+    assert (splits.target, splits.config.column_kinds()) == ("y", kinds)
+    assert set(splits.train["c"]) == {picture} and sum(map(len, parts(splits))) == 20
+    overruled = load_splits(DataConfig(data=str(path), columns=("n=category",)), 0)
+    assert overruled.config.column_kinds() == {"c": "image", "n": "category"}
+    for kinds in ({"c": "text"}, {"c": "category", "n": "number"}, None):
         with sqlite3.connect(path) as log:
-            log.execute("UPDATE requests SET kind = ?, record = ?", (kind, json.dumps(record)))
-        splits = load_splits(DataConfig(data=str(path)), 0)
-        assert (splits.image, splits.text) == found
+            log.execute("UPDATE models SET kinds = ?", (json.dumps(kinds),))
+            if kinds is None:
+                log.execute("DROP TABLE models")
+        assert load_splits(DataConfig(data=str(path)), 0).config.column_kinds() == (kinds or {"c": "image"})
 
 
 def test_the_users_frame_is_left_as_it_was():
@@ -161,21 +164,21 @@ def test_the_users_frame_is_left_as_it_was():
         ({"x": range(9), "y": ["a"] * 9}, {}, "one class only"),
         ({"x": range(9), "y": ["a"] * 8 + ["b"]}, {}, "class 'b' has 1 row and needs 3"),
         ({"x": range(9), "y": [None] * 9}, {}, "'y' has no value in any row"),
-        ({"x": [None] * 9, "y": range(9)}, {}, "column 'x' has no value in any row"),
         ({"x": range(9), "y": range(9)}, {"target": "Y"}, "--target Y: no such column in table. Did you mean 'y'"),
-        ({"x": range(9), "y": range(9)}, {"target": ""}, "--target is needed"),
+        ({"x": range(9), "y": range(9)}, {"target": ""}, "--target is missing"),
         ({"x": range(9), "y": range(9)}, {"group": "z"}, "--group z: no such column"),
         ({"x": [1] * 40, "y": range(40)}, {"time": "x"}, "too few different moments"),
-        ({"x": ["a"] * 40, "y": range(40)}, {"time": "x"}, "no date and no number"),
+        ({"x": ["a"] * 40, "y": range(40)}, {"time": "x"}, "neither a date nor a number"),
         ({"x": [1] * 40, "y": range(40)}, {"group": "x"}, "too few groups"),
-        ({"y": range(9)}, {}, "one column"),
-        ({"x": range(60), "y": list("abcdefghijklmnopqrst") * 3}, {}, "20 classes in every split"),
+        ({"y": range(9)}, {}, "only the column 'y'"),
+        ({"x": range(60), "y": list("abcdefghijklmnopqrst") * 3}, {}, "each of 20 classes to be in every split"),
         ({"y": range(9), "t": "a", "user": 1}, {"text": "t", "group": "usr"}, "--group usr: .* Did you mean 'user'"),
         ({"y": range(9), "t": "a", "when": 1}, {"text": "t", "time": "whn"}, "--time whn: .* Did you mean 'when'"),
-        ({"y": range(9), "t": "a", "age": 1}, {"text": "t", "target": "lable"}, "There is: y, t, age"),
-        ({"y": range(9), "t": "a", "age": 1}, {"text": "t", "columns": ("age=number",)}, "age=number: with --text t"),
-        ({"y": range(9), "t": "a"}, {"text": "t", "columns": ("t=category",)}, "t=category: with --text t"),
-        ({"y": range(9), "t": "a"}, {"text": "t", "columns": ("t=drop",)}, "t=drop: with --text t"),
+        ({"y": range(9), "t": "a", "age": 1}, {"text": "t", "target": "lable"}, "Available: y, t, age"),
+        ({"y": range(9), "t": "a"}, {"columns": ("y=number",)}, "--columns y=number: y is the target"),
+        ({"y": range(9), "t": "a"}, {"time": "y"}, "--time y: the target cannot be used to split"),
+        ({"y": range(9), "t": "a"}, {"text": "t", "columns": ("t=category",)}, "t=category: t is given as text"),
+        ({"y": range(9), "t": "a"}, {"text": "t", "columns": ("t=drop",)}, "t=drop: t is given as text"),
     ],
 )
 def test_bad_tables_are_named(table, config, message):
@@ -183,11 +186,70 @@ def test_bad_tables_are_named(table, config, message):
         load_splits(DataConfig(**({"target": "y"} | config)), 0, pd.DataFrame(table))
 
 
+def fitted(splits):
+    return fit_splits(splits, splits.config, Task.fit(splits.train[splits.target], splits.kind))[1]
+
+
+def test_an_empty_column_is_left_out_and_alone_it_is_refused():
+    table = table_for("binary").assign(nothing=None, blank="")
+    left_out = fitted(load_splits(DataConfig(target="binary"), 0, table)).left_out
+    assert left_out["nothing"] == left_out["blank"] == ("constant", "no values in the training rows")
+    with pytest.raises(UserError, match=r"no column is left .*\(nothing: constant, no values in the training rows\)"):
+        fitted(load_splits(DataConfig(target="binary"), 0, table[["nothing", "binary"]]))
+
+
+@pytest.mark.parametrize(("flag", "name"), [("time", "since"), ("group", "city")])
+def test_the_column_that_splits_is_learned_from_only_if_columns_names_it(flag, name):
+    table, kind = table_for("binary"), {"since": "date", "city": "category"}[name]
+    splits = load_splits(DataConfig(target="binary", **{flag: name}), 0, table.fillna({"city": "Seoul"}))
+    assert fitted(splits).left_out[name][0] == "drop" and name not in fitted(splits).names
+    named = DataConfig(target="binary", columns=f"{name}={kind}", **{flag: name})
+    assert fitted(load_splits(named, 0, table.fillna({"city": "Seoul"}))).kinds[name] == kind
+
+
+def test_mixed_records_become_batches_of_named_tensors(tmp_path, monkeypatch):
+    """Training batches are shuffled and may be augmented, the others hold each record as the preprocessor gives it."""
+    monkeypatch.chdir(tmp_path)
+    table = mixed_table(tmp_path)
+    splits = load_splits(DataConfig(target="binary"), 0, table.drop(columns=["multiclass", "regression"]))
+    task = Task.fit(splits.train["binary"])
+    splits, preprocessor, encoded = fit_splits(splits, splits.config, task)
+    loaders = make_loaders(splits, preprocessor, encoded, task, batch_size=16)
+    for loader, records in zip(loaders, (splits.train, splits.val, splits.test), strict=True):
+        batches, is_training = list(loader), loader is loaders[0]
+        assert sum(len(targets) for _, targets in batches) == len(records)
+        expected, targets = preprocessor(records), task.encode(records["binary"])
+        rows = torch.cat(list(loader.batch_sampler)) if not is_training else None
+        for inputs, _ in batches:
+            assert list(inputs) == ["numbers", "categories", "text", "image"]
+        if not is_training:
+            assert torch.equal(torch.cat([targets for _, targets in batches]), targets[rows])
+            for name in ("numbers", "categories", "image"):
+                parts = torch.cat([preprocessor.batch(inputs)[name] for inputs, _ in batches])
+                assert torch.equal(parts, expected[name][rows])
+
+
+def test_broken_records_are_named_or_left_out_of_their_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = mixed_table(tmp_path, rows=60)[["price", "photo", "binary"]]
+    splits = load_splits(DataConfig(target="binary"), 0, table)
+    broken = [splits.train.index[3], splits.val.index[0]]
+    for row in broken:
+        (tmp_path / table.loc[row, "photo"]).write_bytes(b"no image")
+    with pytest.raises(UserError, match=f"table: .*{table.loc[broken[0], 'photo']}"):
+        fitted(splits)
+    task, config = Task.fit(splits.train["binary"]), DataConfig(target="binary", skip_broken=True)
+    left, _, encoded = fit_splits(splits, config, task)
+    assert set(table.index) - set.union(*parts(left)) == set(broken)
+    assert [len(columns["price"]) for columns in encoded] == [len(p) for p in (left.train, left.val, left.test)]
+    assert sum("1 broken records left out" in note for note in left.notes) == 2
+
+
 @given(st.integers(1, 200), st.integers(1, 50), st.booleans())
 def test_batches_hold_every_record_once_and_never_a_single_one(count, size, shuffle):
-    batches = list(BatchIndices(count, size, shuffle=shuffle))
+    batches = list(LengthBatchSampler(count, size, shuffle=shuffle))
     assert sorted(torch.cat(batches).tolist()) == list(range(count))
-    assert len(batches) == len(BatchIndices(count, size, shuffle=shuffle))
+    assert len(batches) == len(LengthBatchSampler(count, size, shuffle=shuffle))
     if size > 1 and count > 1:
         assert all(len(batch) > 1 for batch in batches)
 

@@ -1,4 +1,4 @@
-"""What is saved is all that is needed, opens without running anything, and answers as it did."""
+"""A checkpoint is complete, loads without running code, and predicts as the pipeline did in memory."""
 
 import json
 import pickle
@@ -6,14 +6,18 @@ import pickle
 import pandas as pd
 import pytest
 import torch
-from conftest import TARGETS, command, make_table, table_for
+from conftest import TARGETS, command, make_table, mixed_csv, table_for
+from test_resume import fingerprint, interrupted_run
 from torch import nn
 
+from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dataloader import make_loader
 from errors import UserError
-from pipeline import Pipeline, atomic_write, read_checkpoint, weights_sha256
+from pipeline import MAGIC, Pipeline, atomic_write, read_checkpoint, weights_sha256
+from sources import read_table
 from task import Task
-from trainer import TrainConfig, Trainer
+from train import resume_config, train
+from trainer import Trainer
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -23,12 +27,13 @@ def test_a_checkpoint_is_plain(runs, kind, name):
     assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == []
     state = torch.load(path, weights_only=True)
     json.dumps({k: v for k, v in state.items() if k not in ("state_dict", "training")}, allow_nan=False)
-    assert len(state["golden"]["records"]) == len(state["golden"]["answers"]) == 16
+    assert state["format"] == 2 and "golden" not in state
+    assert len(state["self_check"]["records"]) == len(state["self_check"]["predictions"]) == 16
     assert state["weights_sha256"] == weights_sha256(state["state_dict"])
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_every_way_to_ask_gives_the_same_answers(runs, kind, tmp_path):
+def test_every_way_to_predict_gives_the_same_predictions(runs, kind, tmp_path):
     """In memory, loaded again (moved and renamed), predict.py on csv, jsonl and parquet."""
     run, records = runs[kind], table_for(kind, rows=50, seed=9)
     expected = run.pipeline.predict(records)
@@ -43,12 +48,12 @@ def test_every_way_to_ask_gives_the_same_answers(runs, kind, tmp_path):
         result = command("predict.py", "--checkpoint", moved, "--input", source, "--output", output, cwd=tmp_path)
         assert result.returncode == 0, result.stderr.decode()
         read = {"csv": pd.read_csv, "parquet": pd.read_parquet, "jsonl": lambda p: pd.read_json(p, lines=True)}
-        answers = read[output.split(".")[1]](tmp_path / output)
-        pd.testing.assert_frame_equal(answers, expected.reset_index(drop=True), rtol=1e-6, check_dtype=False)
+        predictions = read[output.split(".")[1]](tmp_path / output)
+        pd.testing.assert_frame_equal(predictions, expected.reset_index(drop=True), rtol=1e-6, check_dtype=False)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_chunks_and_neighbours_never_change_an_answer(runs, kind):
+def test_chunks_and_neighbours_never_change_a_prediction(runs, kind):
     pipeline, records = runs[kind].pipeline, table_for(kind, rows=70, seed=3)
     whole = pipeline.predict(records)
     for size in (1, 9, 70):
@@ -59,19 +64,19 @@ def test_chunks_and_neighbours_never_change_an_answer(runs, kind):
 def test_shuffled_extra_and_missing_columns(runs):
     pipeline, records = runs["binary"].pipeline, table_for("binary", rows=20, seed=3)
     expected = pipeline.predict(records)
-    changed = records[records.columns[::-1]].drop(columns=["binary", "remark", "same"]).assign(extra=1)
+    changed = records[records.columns[::-1]].drop(columns=["binary", "customer_id", "same"]).assign(extra=1)
     pd.testing.assert_frame_equal(pipeline.predict(changed), expected)
     pd.testing.assert_frame_equal(pipeline.predict(records.to_dict("records")).reset_index(drop=True), expected)
     with pytest.raises(UserError, match=r"column 'age' is missing\. Did you mean 'Age'"):
         pipeline.predict(records.rename(columns={"age": "Age"}))
 
 
-def test_answers_of_no_records(runs):
+def test_predictions_of_no_records(runs):
     empty = make_table(5).iloc[:0]
     for run in runs.values():
         for records in ([], empty):
-            answers = run.pipeline.predict(records)
-            assert list(answers) == list(run.pipeline.predict(make_table(5))) and answers.empty
+            predictions = run.pipeline.predict(records)
+            assert list(predictions) == list(run.pipeline.predict(make_table(5))) and predictions.empty
 
 
 def resave(path, target, change):
@@ -81,17 +86,18 @@ def resave(path, target, change):
     return target
 
 
-def test_golden_rows_refuse_a_model_that_answers_differently(runs, tmp_path):
+def test_self_check_rows_refuse_a_model_that_predicts_differently(runs, tmp_path):
     def other_statistics(state):
-        state["preprocessor"]["columns"]["age"]["mean"] += 10
+        column = next(column for column in state["preprocessor"]["columns"] if column["name"] == "age")
+        column["mean"] += 10
 
-    with pytest.raises(UserError, match=r"golden row \d+ was answered"):
+    with pytest.raises(UserError, match=r"self-check row \d+ was predicted"):
         Pipeline.load(resave(runs["regression"].out / "best.pt", tmp_path / "x.pt", other_statistics))
 
     def other_classes(state):
         state["task"]["classes"].reverse()
 
-    with pytest.raises(UserError, match="golden row 1 was answered"):
+    with pytest.raises(UserError, match="self-check row 1 was predicted"):
         Pipeline.load(resave(runs["multiclass"].out / "best.pt", tmp_path / "y.pt", other_classes))
 
 
@@ -99,7 +105,7 @@ def test_a_flipped_weight_is_noticed(runs, tmp_path):
     def flip(state):
         next(iter(state["state_dict"].values())).view(-1)[0] += 1e-3
 
-    with pytest.raises(UserError, match="not those that were saved"):
+    with pytest.raises(UserError, match="weights differ from those that were saved"):
         Pipeline.load(resave(runs["binary"].out / "best.pt", tmp_path / "x.pt", flip))
 
 
@@ -120,15 +126,18 @@ def test_bad_checkpoints_are_refused_without_running_anything(runs, tmp_path):
     torch.save({"some": "thing"}, tmp_path / "foreign.pt")
     torch.save({"magic": Malicious(tmp_path / "RAN")}, tmp_path / "evil.pt")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "RAN")))
-    resave(runs["binary"].out / "best.pt", tmp_path / "newer.pt", lambda state: state.update(format=99))
+    for number in (1, 99):
+        torch.save({"magic": MAGIC, "format": number}, tmp_path / f"{number}.pt")
     expected = {
-        "truncated": "truncated", "empty": "truncated", "text": "no checkpoint", "junk": "truncated",
-        "foreign": "no checkpoint of this project",
-        "evil": "refused", "pickle": "refused", "newer": "format 99 is newer", "absent": "no such checkpoint",
+        "truncated": "truncated", "empty": "truncated", "text": "not a checkpoint", "junk": "truncated",
+        "foreign": "not a checkpoint of this project", "evil": "refused", "pickle": "refused",
+        "1": "format 1; this code reads 2: train again", "99": "format 99; this code reads 2: train again",
+        "absent": "no such checkpoint",
     }  # fmt: skip
     for name, words in expected.items():
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as refused:
             read_checkpoint(tmp_path / f"{name}.pt")
+        assert "\n" not in str(refused.value)
     assert not (tmp_path / "RAN").exists()
 
 
@@ -148,7 +157,7 @@ def test_a_module_of_ones_own_saves_and_loads(tmp_path):
     x, y = torch.randn(64, 3), torch.randint(0, 2, (64,)).float()
     task = Task.fit(pd.Series([0, 1], name="y"))
     loader = make_loader(x, y, 16, shuffle=True)
-    trainer = Trainer(Pipeline(nn.Linear(3, 1), task), TrainConfig(epochs=2, out=str(tmp_path / "run")))
+    trainer = Trainer(Pipeline(nn.Linear(3, 1), task), TrainConfig(epochs=2), RunConfig(out=str(tmp_path / "run")))
     trainer.fit(loader, loader)
     with pytest.raises(UserError, match="model="):
         Pipeline.load(tmp_path / "run" / "best.pt")
@@ -156,7 +165,7 @@ def test_a_module_of_ones_own_saves_and_loads(tmp_path):
     assert torch.equal(again.logits(x), trainer.pipeline.logits(x))
 
 
-def test_the_device_is_asked_for_by_name():
+def test_a_device_is_chosen_by_name():
     pipeline = Pipeline(nn.Linear(3, 1), Task.fit(pd.Series([0, 1])))
     assert pipeline.to("auto").device.type in ("cpu", "cuda", "mps")
     if not torch.cuda.is_available():
@@ -164,6 +173,125 @@ def test_the_device_is_asked_for_by_name():
             pipeline.to("cuda")
 
 
-def test_golden_records_hold_no_column_that_was_left_out(runs):
+def test_self_check_records_hold_no_column_that_was_left_out(runs):
     state = read_checkpoint(runs["binary"].out / "best.pt")
-    assert set(state["golden"]["records"][0]) == {"age", "income", "city", "member", "since"}
+    assert set(state["self_check"]["records"][0]) == {"age", "income", "city", "member", "since", "remark"}
+
+
+def test_a_pipeline_without_preprocessor_refuses_records_in_one_line():
+    pipeline = Pipeline(nn.Linear(1, 1), Task.fit(pd.Series([0, 1])))
+    for method in (pipeline.predict, pipeline.predict_logits):
+        with pytest.raises(UserError, match="no preprocessor") as refused:
+            method([{"x": 1.0}])
+        assert "\n" not in str(refused.value)
+    assert pipeline.logits(torch.zeros(3, 1)).shape == (3, 1)
+
+
+def test_an_absent_field_gets_its_default_and_an_unknown_key_is_ignored(everything, tmp_path):
+    path = everything["mixed", "binary"]
+    pipeline = Pipeline.load(path)
+    expected = pipeline.predict(pipeline.examples)
+
+    def older(state):
+        for key in ("profile", "threads"):
+            del state[key]
+        del state["task"]["decimal"], state["preprocessor"]["left_out"], state["config"]["data"]["tokenizer"]
+        for column in state["preprocessor"]["columns"]:
+            for name in ("decimal", "flip_reason", *(["offset"] if column.get("offset") == 0 else [])):
+                column.pop(name, None)
+
+    def newer(state):
+        groups = (state, state["task"], state["preprocessor"], state["config"], state["config"]["data"])
+        for group in (*groups, *state["preprocessor"]["columns"]):
+            group["added_later"] = 1
+
+    for name, change in (("older", older), ("newer", newer)):
+        last = resave(path.with_name("last.pt"), tmp_path / f"{name}-last.pt", change)
+        assert resume_config(str(last)).data == resume_config(str(path.with_name("last.pt"))).data
+        loaded = Pipeline.load(resave(path, tmp_path / f"{name}.pt", change))
+        assert loaded.task == pipeline.task
+        reasons = [column.flip_reason for column in loaded.preprocessor.columns if column.path_cells]
+        assert reasons == [""] if name == "older" else reasons[0]
+        pd.testing.assert_frame_equal(loaded.predict(pipeline.examples), expected)
+    with pytest.raises(UserError, match="does not fit this version of the code"):
+        Pipeline.load(resave(path, tmp_path / "x.pt", lambda state: state["task"].pop("kind")))
+
+
+# ---------------------------------------------------------------- mixed records: every kind of column at once
+
+
+def mixed_source(everything, target):
+    """(the checkpoint of a mixed run, the csv that it was trained on)"""
+    path = everything["mixed", target]
+    return path, path.parent.parent / "mixed" / f"{target}-0.csv"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_mixed_records_are_predicted_the_same_everywhere(everything, target, tmp_path):
+    """By the run in memory, by the reloaded checkpoint, and by predict.py; test_export.py adds ONNX."""
+    path, source = mixed_source(everything, target)
+    in_memory = pd.read_csv(path.parent / "test_predictions.csv").set_index("row").drop(columns="target")
+    pipeline = Pipeline.load(path)
+    assert set(pipeline.preprocessor.kinds.values()) == {"number", "category", "date", "text", "image"}
+    assert list(pipeline.preprocessor.inputs) == ["numbers", "categories", "text", "image"]
+    reloaded = pipeline.predict(read_table(source, pipeline.preprocessor.layout))
+    pd.testing.assert_frame_equal(reloaded.loc[in_memory.index, list(in_memory)], in_memory, rtol=1e-5, atol=1e-6)
+    result = command("predict.py", "--checkpoint", path, "--input", source, "--output", tmp_path / "out.csv")
+    assert result.returncode == 0, result.stderr.decode()
+    assert ("rmse" if target == "regression" else "accuracy") in result.stdout.decode()
+    written = pd.read_csv(tmp_path / "out.csv")
+    pd.testing.assert_frame_equal(written, reloaded.reset_index(drop=True), rtol=1e-6, check_dtype=False)
+
+
+def test_mixed_records_in_any_order_and_with_other_columns(everything, tmp_path):
+    path, source = mixed_source(everything, "binary")
+    pipeline = Pipeline.load(path)
+    table = read_table(source, pipeline.preprocessor.layout)
+    expected = pipeline.predict(table)
+    shuffled = table[table.columns[::-1]].sample(frac=1, random_state=0)
+    changed = shuffled.drop(columns="binary").assign(extra=1)
+    pd.testing.assert_frame_equal(pipeline.predict(changed).loc[table.index], expected, rtol=1e-6, atol=1e-6)
+    shuffled.to_csv(tmp_path / "in.csv", index=False)  # its file names are absolute now
+    changed.to_csv(tmp_path / "unlabelled.csv", index=False)
+    written = {}
+    for name in ("in", "unlabelled"):
+        flags = "--checkpoint", path, "--input", f"{name}.csv", "--output", f"{name}-out.csv"
+        result = command("predict.py", *flags, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr.decode()
+        assert ("accuracy" in result.stdout.decode()) == (name == "in")
+        written[name] = (tmp_path / f"{name}-out.csv").read_text()
+    assert written["in"] == written["unlabelled"]
+    with pytest.raises(UserError, match=r"column 'photo' is missing\. Did you mean 'photos'"):
+        pipeline.predict(table.rename(columns={"photo": "photos"}))
+
+
+def test_mixed_records_with_empty_unseen_and_broken_cells(everything):
+    path, source = mixed_source(everything, "binary")
+    pipeline = Pipeline.load(path)
+    table = read_table(source, pipeline.preprocessor.layout).head(6)
+    expected = pipeline.predict(table)
+    empty = table.assign(price="", city="", since="", title="", note=None, binary="")
+    unseen = table.assign(city="Atlantis", title="zzzz qqqq")
+    for changed in (empty, unseen):
+        together = pipeline.predict(pd.concat([table, changed]).reset_index(drop=True))
+        pd.testing.assert_frame_equal(together.iloc[:6], expected.reset_index(drop=True), rtol=1e-6, atol=1e-6)
+        assert together.iloc[6:]["probability"].between(0.5, 1).all()
+    for name, cell, where in (
+        ("price", "dear", "row 4, column 'price'"),
+        ("since", "soon", "row 4, column 'since'"),
+        ("photo", None, "row 4, column 'photo'"),
+        ("photo", str(source), f"{source}: not a readable image"),
+    ):
+        with pytest.raises(UserError, match=where) as refused:
+            pipeline.predict(table.assign(**{name: table[name].mask(table.index == 4, cell)}))
+        assert "\n" not in str(refused.value)
+
+
+def test_a_mixed_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    """Augmentation, dropout and the order of the rows continue where they were, in the second epoch."""
+    data = DataConfig(data=str(mixed_csv(tmp_path, "binary", rows=60)), target="binary")
+    options = {"data": data, "model": ModelConfig(hidden=(8,)), "epochs": 2}
+    interrupted_run(tmp_path / "a", "step", 3, monkeypatch, table=None, **options)
+    whole = RunConfig(out=str(tmp_path / "b"), threads=1)
+    train(data, options["model"], TrainConfig(epochs=2), whole)
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")

@@ -1,27 +1,57 @@
-"""Columns are understood, fitted on training rows alone, and treated the same at training and prediction."""
+"""Columns are recognised, fitted on training rows alone, and encoded the same way in training and in prediction."""
 
+import ast
 import json
-from dataclasses import asdict
+import random
+import re
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_table, quick_run, table_for
+from conftest import ROOT, make_table, mixed_csv, mixed_table, quick_run, table_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
-from cells import canonical, to_numbers
-from config import DataConfig
+import config as config_module
+import predict
+from config import DataConfig, ModelConfig
 from dataloader import load_splits
 from errors import UserError
-from preprocessing import TabularPreprocessor, infer_kind
+from export import Options, export
+from pipeline import Pipeline
+from preprocessing import KINDS, Column, Preprocessor, gather, infer_kind
+from preprocessing.column import to_tensor
+from preprocessing.number import NumberColumn
+from preprocessing.parsing import canonical, decimal_sign, name_cell, to_numbers, to_text
+from preprocessing.ragged import PADDING, UNKNOWN
+from sources import read_chunks, read_table
 
 
-def fit(records, kinds=None, scaling="standard", min_freq=3) -> TabularPreprocessor:
-    return TabularPreprocessor.fit(pd.DataFrame(records), kinds=kinds or {}, scaling=scaling, min_freq=min_freq)
+def fit(records, kinds=None, scaling="standard", min_freq=3) -> Preprocessor:
+    columns = tuple(f"{name}={kind}" for name, kind in (kinds or {}).items())
+    return Preprocessor.fit(pd.DataFrame(records), DataConfig(columns=columns, scaling=scaling, min_freq=min_freq))
+
+
+def kind_of(values, name="column") -> str:
+    return infer_kind(pd.Series(list(values), name=name), DataConfig())[0]
+
+
+def features(preprocessor: Preprocessor) -> list[str]:
+    return [name for column in preprocessor.inputs["numbers"] for name in column.features]
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    """The same named tensors, bit by bit."""
+    assert list(one) == list(other)
+    for name, x in one.items():
+        assert torch.equal(x, other[name]), name
+
+
+# ---------------------------------------------------------------- which kind a column is
 
 
 @pytest.mark.parametrize(
@@ -30,6 +60,7 @@ def fit(records, kinds=None, scaling="standard", min_freq=3) -> TabularPreproces
         (np.linspace(0.5, 9, 60), "number"),
         ([1, 2, 3] * 20, "number"),
         (["1", "2.5", "-3e4", ""] * 15, "number"),
+        (["1,5", "-2,25", "7", "NA"] * 15, "number"),
         (range(1, 61), "id"),
         ([str(i) for i in range(60)], "id"),
         (["red", "green", "blue"] * 20, "category"),
@@ -42,20 +73,26 @@ def fit(records, kinds=None, scaling="standard", min_freq=3) -> TabularPreproces
         ([f"2024년 {1 + i % 12}월 {1 + i % 28}일" for i in range(60)], "date"),
         (pd.date_range("2024-01-01", periods=60), "date"),
         ([f"a long remark about thing number {i}" for i in range(60)], "text"),
+        ([f"{a} {b} {i}" for i in range(5) for a in ("Blue", "Old") for b in ("Shop", "House", "Bar")], "text"),
         ([f"AB-{i * 7919}-X" for i in range(60)], "id"),
+        ([f"CUST-{i:05}" for i in range(60)], "id"),
+        ([random.Random(i).randbytes(16).hex() for i in range(60)], "id"),
+        ([f"photos/{i}.png" for i in range(60)], "image"),
+        (["a.JPG", None, "data:image/png;base64,iVBORw0KGgo="] * 20, "image"),
+        ([f"https://a.bc/{i}.png" for i in range(60)], "id"),
         (["x"] * 60, "constant"),
         ([7] * 60, "constant"),
         ([None] * 60, "constant"),
     ],
 )
 def test_kind_of_column(values, kind):
-    assert infer_kind(pd.Series(list(values), name="column"), min_freq=3)[0] == kind
+    assert kind_of(values) == kind
 
 
 def test_a_column_named_id_may_have_gaps_but_a_measurement_may_not_be_lost():
     gaps = np.arange(60) * 1000 + 17
-    assert infer_kind(pd.Series(gaps, name="user_id"), 3)[0] == "id"
-    assert infer_kind(pd.Series(gaps, name="area"), 3)[0] == "number"
+    assert kind_of(gaps, "user_id") == "id"
+    assert kind_of(gaps, "area") == "number"
 
 
 @pytest.mark.parametrize("cell", ["1,234", "12 kg", "$99", "45%", "1 234", "twelve"])
@@ -64,19 +101,135 @@ def test_one_dressed_number_is_named(cell):
     values[16] = cell
     index = pd.RangeIndex(1, 61)
     with pytest.raises(UserError, match=r"row 17, column 'price'.*--columns price=category"):
-        infer_kind(pd.Series(values, name="price", index=index), 3)
+        infer_kind(pd.Series(values, name="price", index=index), DataConfig())
 
 
 def test_a_column_of_dressed_numbers_is_named():
     with pytest.raises(UserError, match="row 1, column 'weight': '0 kg'"):
-        infer_kind(pd.Series([f"{i} kg" for i in range(60)], name="weight", index=range(1, 61)), 3)
+        infer_kind(pd.Series([f"{i} kg" for i in range(60)], name="weight", index=range(1, 61)), DataConfig())
+
+
+def test_codes_are_not_taken_for_dates_or_booleans():
+    assert kind_of(["1234-05", "1500-02", "1000-10"] * 20) == "category"
+    assert kind_of(["F", "N"] * 30) == "category"
+    assert kind_of(["T", "F"] * 30) == "boolean"
+    ages = fit({"day": [f"{1000 + i}-01-02" for i in range(40)]})
+    assert torch.isfinite(ages([{"day": "9999-12-31"}])["numbers"]).all()
+
+
+def test_names_are_learned_from_and_ids_are_left_out(tmp_path):
+    """Only the words in a shop's name tell what it sells; hashes and customer numbers are different in every row."""
+    draw = random.Random(0)
+    food, goods = ("Pizza", "Kitchen", "Bakery", "김밥"), ("Books", "Shoes", "Garden", "서점")
+    labels = [draw.randrange(2) for _ in range(240)]
+    table = pd.DataFrame(
+        {
+            "shop": [f"{draw.choice(('Old', 'Luna', 'Corner'))} {draw.choice((goods, food)[y])} {draw.choice('ABC')}{i}"
+                     for i, y in enumerate(labels)],
+            "customer": [f"CUST-{i:05}" for i in range(240)],
+            "hash": [draw.randbytes(16).hex() for _ in labels],
+            "noise": [round(draw.random(), 3) for _ in labels],
+            "y": ["food" if y else "goods" for y in labels],
+        }
+    )  # fmt: skip
+    table.to_csv(tmp_path / "shops.csv", index=False)
+    data = DataConfig(data=str(tmp_path / "shops.csv"), target="y")
+    run = quick_run(tmp_path / "run", data=data, model=ModelConfig(), epochs=12, lr=1e-2)
+    fitted = run.pipeline.preprocessor
+    assert fitted.kinds == {"shop": "text", "noise": "number"}
+    assert {name: kind for name, (kind, _) in fitted.left_out.items()} == {"customer": "id", "hash": "id"}
+    assert run.test["accuracy"] > 0.9
+    blind = quick_run(tmp_path / "blind", table.drop(columns="shop"), data=DataConfig(target="y"), epochs=3)
+    assert blind.test["accuracy"] < 0.8  # nothing else tells
+
+
+def test_images_are_found_by_their_file_endings_in_the_folder_of_the_table(tmp_path, monkeypatch):
+    path = mixed_csv(tmp_path / "deep", "binary", rows=40)
+    monkeypatch.chdir(tmp_path)
+    for name in ("deep/" + path.name, str(path)):
+        splits = load_splits(DataConfig(data=name, target="binary"), 0)
+        assert splits.config.column_kinds() == {"photo": "image"}
+        assert splits.train["photo"].iloc[0].startswith(name.removesuffix(path.name) + "photos/")
+        fitted = Preprocessor.fit(splits.train.drop(columns="binary"), splits.config)
+        assert fitted.kinds["photo"] == "image"
+        assert fitted(splits.test)["image"].shape == (len(splits.test), 3, 12, 12)
+    run = quick_run(tmp_path / "run", data=DataConfig(data=str(path), target="binary"), model=ModelConfig(), epochs=1)
+    predict.predict(predict.Options(str(run.out / "best.pt"), "deep/" + path.name, "predictions.csv"))
+    assert pd.read_csv("predictions.csv")["file"].tolist() == [f"deep/photos/0-{i}.png" for i in range(40)]
+
+
+# ---------------------------------------------------------------- fitting
 
 
 def test_fitted_state_is_plain_and_restores():
     fitted = fit(make_table())
-    state = json.loads(json.dumps(asdict(fitted), allow_nan=False))
-    again = TabularPreprocessor(**state)
-    assert torch.equal(again(make_table(seed=5)), fitted(make_table(seed=5)))
+    state = json.loads(json.dumps(fitted.state(), allow_nan=False))
+    again = Preprocessor.from_state(state)
+    assert again == fitted and again.state() == fitted.state()
+    assert_equal(again(make_table(seed=5)), fitted(make_table(seed=5)))
+
+
+def six_kinds(folder, rows=60, seed=0) -> pd.DataFrame:
+    """Records with columns of all kinds, two of them of text."""
+    table = mixed_table(folder, rows, seed).drop(columns=["binary", "multiclass", "regression"])
+    return table.assign(member=["yes", "no", None] * (rows // 3))
+
+
+def test_the_state_of_all_six_kinds_together_is_plain_and_restores(tmp_path):
+    table = six_kinds(tmp_path)
+    table["photo"] = str(tmp_path) + "/" + table["photo"]
+    fitted = fit(table)
+    assert set(fitted.kinds.values()) == {"number", "boolean", "category", "date", "text", "image"} == set(KINDS)
+    assert list(fitted.inputs) == ["numbers", "categories", "text", "image"]
+    again = Preprocessor.from_state(json.loads(json.dumps(fitted.state(), allow_nan=False)))
+    assert again == fitted
+    assert_equal(again(table), fitted(table))
+    with_unknown = {**fitted.state(), "added later": 1}
+    with_unknown["columns"] = [column | {"added later": 1} for column in with_unknown["columns"]]
+    assert Preprocessor.from_state(with_unknown) == fitted
+
+
+def test_calling_is_encoding_and_batching(tmp_path):
+    table = six_kinds(tmp_path)
+    table["photo"] = str(tmp_path) + "/" + table["photo"]
+    fitted, parts = Preprocessor.fit_encode(table, DataConfig())
+    whole, rows = fitted(table), torch.tensor([40, 3, 17])
+    for encoded in (fitted.encode(table), fitted.join(parts), fitted.join(fitted.encode_columns(table))):
+        assert_equal(fitted.batch(gather(encoded, torch.arange(60))), whole)
+        some = fitted.batch(gather(encoded, rows))
+        assert {name: x.shape[0] for name, x in some.items()} == dict.fromkeys(whole, 3)
+        for name in ("numbers", "categories", "image"):
+            assert torch.equal(some[name], whole[name][rows]), name
+        for ids, all_ids in zip(some["text"], whole["text"][rows], strict=True):  # padded to the longest of the batch
+            assert ids[ids != PADDING].tolist() == all_ids[all_ids != PADDING].tolist()
+    assert {name: x.dtype for name, x in whole.items()} == {
+        "numbers": torch.float32, "categories": torch.int64, "text": torch.int32, "image": torch.float32,
+    }  # fmt: skip
+    assert_equal(fitted(table.to_dict("records")), whole)
+
+
+def test_several_text_columns_have_ids_of_their_own_side_by_side():
+    table = pd.DataFrame(
+        {
+            "title": [f"good {word} shop" for word in ("old", "new", "red") for _ in range(20)],
+            "price": np.linspace(0, 1, 60),
+            "note": [f"good {word} words {i}" for i in range(20) for word in ("old", "blue", "green")],
+            "body": [f"nothing at all {i}" for i in range(60)],
+        }
+    )
+    for tokenizer in ("ngrams", "words", "subwords", "characters"):
+        data = DataConfig(text=("title", "note", "body"), tokenizer=tokenizer)
+        fitted, parts = Preprocessor.fit_encode(table, data)
+        columns = fitted.inputs["text"]
+        assert [column.name for column in columns] == ["title", "note", "body"]
+        encoded = {column.name: column.encode(table[column.name]) for column in columns}
+        side_by_side = [part[torch.arange(60)] for part in encoded.values()]
+        assert torch.equal(fitted(table)["text"], torch.cat(side_by_side, dim=1))
+        known = [set(ids.flatten().tolist()) - {PADDING, UNKNOWN} for ids in side_by_side]
+        assert all(known) and not (known[0] & known[1] or known[0] & known[2] or known[1] & known[2])
+        assert max(set.union(*known)) < fitted.model_args["vocab_size"]
+        for name, part in encoded.items():  # encoded while fitting: the same ids, moved as well
+            assert torch.equal(parts[name].flat, part.flat), (tokenizer, name)
 
 
 def test_statistics_come_from_training_rows_alone(tmp_path):
@@ -89,50 +242,50 @@ def test_statistics_come_from_training_rows_alone(tmp_path):
     poisoned.loc[outside, ["age", "income"]] = 1e9
     poisoned.loc[outside, "city"] = "Atlantis"
     poisoned.loc[outside, "since"] = "2199-12-31"
+    poisoned.loc[outside, "remark"] = "atlantis " * 50
     dirty = load_splits(config, 0, poisoned)
     assert clean.train.index.equals(dirty.train.index)
     fitted = [fit(s.train.drop(columns="binary"), scaling="quantile") for s in (clean, dirty)]
-    assert asdict(fitted[0]) == asdict(fitted[1])
+    assert fitted[0].state() == fitted[1].state() and "remark" in fitted[0].names
     runs = [quick_run(tmp_path / str(i), t, data=config) for i, t in enumerate((table, poisoned))]
-    assert [r["train/loss"] for _, r in runs[0].history.iterrows()] == [
-        r["train/loss"] for _, r in runs[1].history.iterrows()
-    ]
-    assert asdict(runs[0].pipeline.preprocessor) == asdict(runs[1].pipeline.preprocessor)
+    assert runs[0].history["train/loss"].tolist() == runs[1].history["train/loss"].tolist()
+    assert runs[0].pipeline.preprocessor.state() == runs[1].pipeline.preprocessor.state()
 
 
 def test_numbers_equal_scikit_learn():
     values = np.random.default_rng(0).lognormal(size=(500, 1))
     values[::7] = np.nan
     filled = SimpleImputer(strategy="median").fit_transform(values)
-    x = fit({"a": values[:, 0]})({"a": v} for v in values[:, 0])
+    x = fit({"a": values[:, 0]})({"a": v} for v in values[:, 0])["numbers"]
     np.testing.assert_allclose(x[:, :1].numpy(), StandardScaler().fit_transform(filled), rtol=1e-5, atol=1e-6)
     assert x[:, 1].tolist() == np.isnan(values[:, 0]).astype(float).tolist()  # the was-missing flag
-    x = fit({"a": values[:, 0]}, scaling="quantile")(pd.DataFrame({"a": values[:, 0]}))
+    x = fit({"a": values[:, 0]}, scaling="quantile")(pd.DataFrame({"a": values[:, 0]}))["numbers"]
     normal = QuantileTransformer(n_quantiles=256, output_distribution="normal", subsample=None).fit_transform(filled)
     inner = np.abs(normal[:, 0]) < 3
     np.testing.assert_allclose(x[inner, 0].numpy(), normal[inner, 0], atol=2e-2)
-    assert fit({"a": [1.0, 2.0, 4.0]}, scaling="none")([{"a": 3}]).tolist() == [[3.0]]
+    assert fit({"a": [1.0, 2.0, 4.0]}, scaling="none")([{"a": 3}])["numbers"].tolist() == [[3.0]]
 
 
 def test_was_missing_flag_only_where_training_had_one():
     fitted = fit({"full": [1.0, 2.0, 3.0], "holes": [1.0, None, 3.0]})
-    assert fitted.feature_names == ["full", "holes", "holes missing"]
-    assert fitted([{"full": None, "holes": None}]).tolist() == fitted([{"full": 2, "holes": None}]).tolist()
+    assert features(fitted) == ["full", "holes", "holes missing"]
+    assert fitted.model_args == {"in_features": 3}
+    assert_equal(fitted([{"full": None, "holes": None}]), fitted([{"full": 2, "holes": None}]))
 
 
 def test_rare_and_unseen_categories_share_the_unknown_code():
     fitted = fit({"c": ["a"] * 5 + ["b"] * 3 + ["rare"] * 2 + [None] * 4, "n": range(14)}, kinds={"n": "number"})
-    x = fitted([{"c": c, "n": 1} for c in ("a", "b", "rare", "never", None)])
-    codes = x[:, -1].tolist()
+    records = [{"c": c, "n": 1} for c in ("a", "b", "rare", "never", None)]
+    codes = fitted(records)["categories"][:, 0].tolist()
     assert codes[2] == codes[3] == 0
     assert len({codes[0], codes[1], codes[4]} - {0}) == 3  # empty cells, seen often enough, are a value of their own
-    assert fitted.count_unknown(x) == {"c": 2}
+    assert fitted.count_unknown(fitted.encode_columns(records)) == {"c": 2}
     assert fitted.model_args["category_sizes"] == [4]
 
 
 def test_constant_columns_do_not_divide_by_zero():
-    x = fit({"a": [5.0, 5.0, None, 5.0], "b": [1.0, 2.0, 3.0, 4.0]})([{"a": 5, "b": 1}, {"a": 7, "b": 2}])
-    assert torch.isfinite(x).all()
+    fitted = fit({"a": [5.0, 5.0, None, 5.0], "b": [1.0, 2.0, 3.0, 4.0]})
+    assert torch.isfinite(fitted([{"a": 5, "b": 1}, {"a": 7, "b": 2}])["numbers"]).all()
     with pytest.raises(UserError, match="no column is left"):
         fit({"a": [1, 1, 1], "b": ["x", "x", "x"]})
 
@@ -156,11 +309,49 @@ def test_wrong_cells_are_named(record, message):
 
 def test_overrules_are_kept():
     table = pd.DataFrame({"zip": [10115, 20095, 80331] * 10, "x": np.linspace(0, 1, 30)})
-    assert fit(table).columns["zip"]["kind"] == "number"
+    assert fit(table).kinds["zip"] == "number"
     fitted = fit(table, kinds={"zip": "category", "x": "drop"})
-    assert list(fitted.used) == ["zip"] and fitted.categories["zip"]["values"] == ["10115", "20095", "80331"]
-    decisions = {name: (kind, what) for name, kind, what in fitted.decisions()}
-    assert decisions["x"] == ("drop", "left out: as told")
+    assert fitted.names == ["zip"] and fitted.lone.values == ["10115", "20095", "80331"]
+    decisions = {name: (kind, what) for name, kind, what in fitted.summary()}
+    assert decisions["x"] == ("drop", "left out by --columns")
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Preprocessor:
+    return fit(make_table())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**16), st.integers(1, 60))
+def test_rows_do_not_depend_on_their_neighbours(fitted, seed, size):
+    records = make_table(60, seed)
+    whole, chunks = fitted(records), [fitted(records.iloc[i : i + size]) for i in range(0, 60, size)]
+    shuffled = records.sample(frac=1, random_state=seed)[records.columns[::-1]]
+    mixed = fitted(shuffled)
+    for name, x in whole.items():
+        rows = [row for chunk in chunks for row in chunk[name]]
+        if name == "text":  # padded to the longest text of the chunk
+            rows, expected = ([row[row != PADDING].tolist() for row in part] for part in (rows, x))
+            assert rows == expected
+        else:
+            assert torch.equal(torch.stack(rows), x)
+        assert torch.equal(mixed[name], x[shuffled.index.tolist()])
+
+
+def test_a_number_too_large_for_the_network_is_named():
+    fitted = fit({"a": [1.0, 2.0, 3.0]})
+    with pytest.raises(UserError, match=r"row 2, column 'a': '1e\+300': the number is too large"):
+        fitted([{"a": 1}, {"a": 1e300}])
+
+
+def test_cells_that_hold_lists_are_categories_like_others():
+    values = [["a"], ["b"], {"c": 1}] * 10
+    fitted = fit({"x": values}, kinds={"x": "category"})
+    assert fitted([{"x": ["a"]}])["categories"].tolist() != [[0]]
+    assert fitted([{"x": ["z"]}])["categories"].tolist() == [[0]]
+
+
+# ---------------------------------------------------------------- cells
 
 
 CELLS = st.one_of(
@@ -194,34 +385,295 @@ def test_numbers_read_the_same_from_any_container(values):
     plain = to_numbers(pd.Series(values, dtype=object))
     text = to_numbers(pd.Series([None if v is None else repr(v) for v in values], dtype="str"))
     np.testing.assert_array_equal(plain, text)
+    commas = pd.Series(["" if v is None else f"{v:.6f}".replace(".", ",") for v in values], dtype="str")
+    expected = [np.nan if v is None else float(f"{v:.6f}") for v in values]
+    np.testing.assert_array_equal(to_numbers(commas, decimal=decimal_sign(commas)), expected)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**16), st.integers(1, 60))
-def test_rows_do_not_depend_on_their_neighbours(seed, size):
-    fitted = fit(make_table())
-    records = make_table(60, seed)
-    whole = fitted(records)
-    parts = torch.cat([fitted(records.iloc[i : i + size]) for i in range(0, 60, size)])
-    shuffled = records.sample(frac=1, random_state=seed)[records.columns[::-1]]
-    assert torch.equal(whole, parts)
-    assert torch.equal(fitted(shuffled), whole[shuffled.index.to_numpy()])
+def test_decimal_commas():
+    cells = pd.Series(["1,5", "-2,25", "1000,0"], name="a", dtype="str")
+    assert decimal_sign(cells) == ","
+    assert to_numbers(cells, decimal=",").tolist() == [1.5, -2.25, 1000.0]
+    fitted = fit({"a": cells}, scaling="none")
+    assert fitted({"a": cell} for cell in cells)["numbers"][:, 0].tolist() == [1.5, -2.25, 1000.0]
+    assert fitted([{"a": 1.5}, {"a": "-2.25"}, {"a": 1000}])["numbers"][:, 0].tolist() == [1.5, -2.25, 1000.0]
+    assert fitted.summary()[0][2].endswith("decimal comma")
 
 
-def test_codes_are_not_taken_for_dates_or_booleans():
-    assert infer_kind(pd.Series(["1234-05", "1500-02", "1000-10"] * 20), 3)[0] == "category"
-    assert infer_kind(pd.Series(["F", "N"] * 30), 3)[0] == "category"
-    assert infer_kind(pd.Series(["T", "F"] * 30), 3)[0] == "boolean"
-    ages = fit({"day": [f"{1000 + i}-01-02" for i in range(40)]})
-    assert torch.isfinite(ages([{"day": "9999-12-31"}])).all()
+@pytest.mark.parametrize("cells", [["1,234", "5,678"], ["1,234", "12"], ["1,234,567", "1"], ["1.234,5", "1"]])
+def test_what_could_be_thousands_is_refused(cells):
+    """Three digits after every comma are thousands or decimals: only a person can tell."""
+    values = pd.Series(cells, name="a", index=pd.RangeIndex(1, 3), dtype="str")
+    assert decimal_sign(values) == "."
+    with pytest.raises(UserError, match=f"row 1, column 'a': '{cells[0]}' is not a plain number"):
+        to_numbers(values, decimal=decimal_sign(values))
+    with pytest.raises(UserError, match=r"row 1, column 'a'.*is not a plain number.*--columns a=category"):
+        fit(values.to_frame(), kinds={"a": "number"})
+    many = pd.Series([f"{i},{234 + i}" for i in range(1, 61)], name="a", index=pd.RangeIndex(1, 61))
+    with pytest.raises(UserError, match=r"row 1, column 'a': '1,235' is not a plain number"):
+        infer_kind(many, DataConfig())
 
 
-def test_a_number_too_large_for_the_network_is_named():
-    fitted = fit({"a": [1.0, 2.0, 3.0]})
-    with pytest.raises(UserError, match="row 2, column 'a': the number is too large"):
-        fitted([{"a": 1}, {"a": 1e300}])
+def test_a_bad_cell_in_a_decimal_comma_file_is_the_one_named(tmp_path):
+    cells = [f"{i},5" for i in range(60)]
+    (tmp_path / "a.csv").write_text("n;w\n" + "\n".join(f"{c};x" for c in cells) + "\n")
+    fitted = fit(read_table(tmp_path / "a.csv"), scaling="none", kinds={"w": "drop"})
+    assert fitted(read_table(tmp_path / "a.csv"))["numbers"][:, 0].tolist() == [i + 0.5 for i in range(60)]
+    cells[16] = "abc"
+    (tmp_path / "b.csv").write_text("n;w\n" + "\n".join(f"{c};x" for c in cells) + "\n")
+    frame = pd.concat(read_chunks(tmp_path / "b.csv"))
+    with pytest.raises(UserError, match="row 17, column 'n': 'abc' is not a plain number"):
+        fitted(frame)
+    assert fitted(frame.drop(index=17))["numbers"][[0, 58], 0].tolist() == [0.5, 59.5]
+    for call in (lambda: infer_kind(frame["n"], DataConfig()), lambda: fit(frame, kinds={"n": "number", "w": "drop"})):
+        with pytest.raises(UserError, match="row 17, column 'n': 'abc' is not a plain number"):
+            call()  # in training as well
 
 
-def test_cells_that_hold_lists_are_categories_like_others():
-    values = [["a"], ["b"], {"c": 1}] * 10
-    assert fit({"x": values}, kinds={"x": "category"})([{"x": ["a"]}]).tolist() != [[0.0]]
+def test_null_words_are_empty_cells(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\nNA,x\n1,?\n,null\nN/A,-\n2,y\n")
+    table = read_table(tmp_path / "t.csv")
+    assert {name: to_text(table[name]).isna().sum() for name in table} == {"a": 3, "b": 3}
+    assert np.isnan(to_numbers(table["a"])).tolist() == [True, False, True, True, False]
+    fitted = fit(table, kinds={"a": "number", "b": "category"}, min_freq=1)
+    assert features(fitted) == ["a", "a missing"] and fitted.inputs["categories"][0].values == ["", "x", "y"]
+    assert fitted(table)["categories"][:, 0].tolist() == [2, 1, 1, 1, 3]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=12))
+def test_what_pandas_writes_is_read_back(tmp_path_factory, numbers):
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    frame = pd.DataFrame({"n": numbers, "w": "x"})
+    for decimal, separator in ((".", ","), (",", ";")):
+        frame.to_csv(path, index=False, sep=separator, decimal=decimal)
+        cells = read_table(path)["n"]
+        if decimal == "," and decimal_sign(cells) != ",":  # 1e+300, or three digits after every comma
+            continue
+        np.testing.assert_array_equal(to_numbers(cells, decimal=decimal), frame["n"])
+
+
+def test_a_column_that_turns_to_words_far_down(tmp_path):
+    lines = [*range(60_000), *(f"A{i}" for i in range(100))]
+    (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"{cell},x\n" for cell in lines))
+    table = read_table(tmp_path / "t.csv")
+    with pytest.raises(UserError, match="row 60001, column 'a': 'A0' is not a plain number"):
+        infer_kind(table["a"], DataConfig())
+    fitted = fit(table.head(60_000), kinds={"a": "number", "b": "drop"})
+    chunks = list(read_chunks(tmp_path / "t.csv"))
+    with pytest.raises(UserError, match="row 60001, column 'a': 'A0' is not a plain number"):
+        [fitted(chunk) for chunk in chunks]
+    numbers = pd.DataFrame({"a": [*range(99)] * 2, "y": list("ab") * 99})
+    run = quick_run(tmp_path / "run", numbers, data=DataConfig(target="y"), epochs=1)
+    options = predict.Options(str(run.out / "best.pt"), str(tmp_path / "t.csv"), str(tmp_path / "predictions.csv"))
+    with pytest.raises(UserError, match=r"t\.csv: row 60001, column 'a': 'A0' is not a plain number"):
+        predict.predict(options)
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_every_way_of_reading_gives_the_same_tensor(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "zip": ["01234", "99999", "20095"] * 20,
+            "ok": ["true", "False", None] * 20,
+            "day": pd.date_range("2024-01-01", periods=60).strftime("%Y-%m-%d"),
+            "n": np.linspace(0, 1, 60),
+        }
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    whole = read_table(tmp_path / "t.csv")
+    fitted = fit(whole, kinds={"zip": "category"})
+    x = fitted(whole)
+    assert list(fitted.kinds.values()) == ["category", "boolean", "date", "number"]
+    streamed = pd.concat(read_chunks(tmp_path / "t.csv"))
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.astype({"day": "datetime64[s]"}).to_parquet(tmp_path / "dates.parquet")
+    others = streamed, frame, read_table(tmp_path / "t.parquet"), read_table(tmp_path / "dates.parquet")
+    for other in (*others, frame.to_dict("records")):
+        assert_equal(fitted(other), x)
+
+
+def test_cells_are_read_alike_in_training_and_prediction(tmp_path):
+    """Times, exponents, timestamps, decimal commas, in columns that are categories."""
+    frame = pd.DataFrame(
+        {
+            "slot": ["08:00", "12:30", "18:45"] * 20,
+            "stamp": ["2024-01-01T00:00:00", "2024-01-02T10:00:00", "2024-01-03T00:30:00"] * 20,
+            "code": ["1e3", "2e3", "5"] * 20,
+            "price": ["0,5", "1,25", "7"] * 20,
+        }
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False, sep=";")
+    whole = read_table(tmp_path / "t.csv")
+    fitted = fit(whole, kinds=dict.fromkeys(frame, "category"))
+    streamed = pd.concat(read_chunks(tmp_path / "t.csv"))
+    assert_equal(fitted(streamed), fitted(whole))
+    assert not fitted.count_unknown(fitted.encode_columns(streamed))
+    values = {column.name: column.values for column in fitted.columns}
+    assert values["code"] == ["1000", "2000", "5"] and values["slot"] == ["08:00", "12:30", "18:45"]
+    assert values["price"] == ["0,5", "1,25", "7"]  # words, as they are written
+    assert not fitted.count_unknown(fitted.encode_columns(frame.assign(code=[1000.0, 2000, 5] * 20)))
+
+
+# ---------------------------------------------------------------- a new kind is one file and one line of the registry
+
+
+DURATION = re.compile(r"(?:(\d+) ?h)? ?(?:(\d+) ?m)?")
+
+
+@dataclass(frozen=True)
+class DurationColumn(Column):
+    """A duration such as 2h 30m: minutes, scaled."""
+
+    name: str
+    mean: float
+    std: float
+
+    kind, input, model_args = "duration", "numbers", NumberColumn.model_args
+
+    @property
+    def features(self):
+        return [self.name]
+
+    @classmethod
+    def detect(cls, cells, config):
+        return cells.present.map(lambda text: DURATION.fullmatch(text) is not None).all()
+
+    @classmethod
+    def fit_encode(cls, values, config, labels=None):
+        minutes = _minutes(values)
+        column = cls(str(values.name), float(minutes.mean()), float(minutes.std()) or 1.0)
+        return column, column.encode(values)
+
+    def encode(self, values):
+        return self.transform(to_tensor(_minutes(values)))
+
+    def summary(self):
+        return f"minutes, mean {self.mean:.4g}, std {self.std:.4g} → 0, 1"
+
+    def json_schema(self, profile, examples):
+        return {"type": "string", "examples": examples[:1], "x-kind": self.kind}
+
+    def profile_values(self, values, encoded):
+        return {self.name: _minutes(values)}
+
+    def parse(self, values):
+        return _minutes(values)
+
+    def transform(self, x):
+        return ((x - x.new_tensor(self.mean)) / x.new_tensor(self.std)).float()[:, None]
+
+
+def _minutes(values: pd.Series) -> np.ndarray:
+    found = values.map(lambda cell: DURATION.fullmatch(str(cell).strip()) if cell else None)
+    if found.isna().any():
+        raise UserError(f"{name_cell(values, found.isna().to_numpy())} is not a duration such as 2h 30m.")
+    return np.array([60.0 * int(match[1] or 0) + int(match[2] or 0) for match in found])
+
+
+@pytest.fixture
+def with_durations(monkeypatch):
+    kinds = dict(KINDS)
+    KINDS.clear()
+    KINDS.update({"duration": DurationColumn, **kinds})
+    monkeypatch.setattr(config_module, "COLUMN_KINDS", (*config_module.COLUMN_KINDS, "duration"))
+    yield
+    KINDS.clear()
+    KINDS.update(kinds)
+
+
+@pytest.mark.parametrize("overruled", [(), ("length=duration",)])
+def test_a_new_kind_is_one_file_and_one_line(tmp_path, with_durations, overruled):
+    draw = np.random.default_rng(0)
+    minutes = draw.integers(1, 400, 240)
+    cells = [f"{m // 60}h {m % 60}m" if m >= 60 else f"{m}m" for m in minutes]
+    table = pd.DataFrame(
+        {"length": cells, "noise": draw.normal(size=240), "y": np.where(minutes > 180, "long", "short")}
+    )
+    table.to_csv(tmp_path / "films.csv", index=False)
+    data = DataConfig(data=str(tmp_path / "films.csv"), target="y", columns=overruled)
+    run = quick_run(tmp_path / "run", data=data, epochs=10, lr=1e-2)
+    assert run.pipeline.preprocessor.kinds == {"length": "duration", "noise": "number"}
+    assert run.test["accuracy"] > 0.9
+    x = run.pipeline.preprocessor([{"length": "2h 30m", "noise": 0}, {"length": "150m", "noise": 0}])["numbers"]
+    assert torch.equal(x[0], x[1]) and run.pipeline.profile.keys() == {"length", "noise"}
+    loaded = Pipeline.load(run.out / "best.pt")
+    assert loaded.preprocessor == run.pipeline.preprocessor
+    pd.testing.assert_frame_equal(loaded.predict(table), run.pipeline.predict(table))
+    with pytest.raises(UserError, match="row 2, column 'length': 'soon' is not a duration"):
+        loaded.predict([{"length": "5m", "noise": 0}, {"length": "soon", "noise": 0}])
+    export(Options(str(run.out / "best.pt"), str(tmp_path / "model.onnx")))  # compared with the checkpoint
+
+
+COLUMN_CLASSES = {column.__name__ for column in KINDS.values()}
+PRODUCT = sorted([*ROOT.glob("*.py"), *(path for name in ("sources", "backbones", "evaluation", "serving")
+                                        for path in (ROOT / name).rglob("*.py"))])  # fmt: skip
+
+
+def parts(node: ast.AST) -> list[ast.AST]:
+    """Return the values that a side of a comparison lists, or the value itself."""
+    match node:
+        case ast.Tuple() | ast.List() | ast.Set():
+            return node.elts
+        case ast.Dict():
+            return [key for key in node.keys if key]
+    return [node]
+
+
+def is_kind(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value in {"tabular", *KINDS}
+
+
+def is_column_class(node: ast.AST) -> bool:
+    return ast.unparse(node).split(".")[-1] in COLUMN_CLASSES
+
+
+def kind_checks(source: str) -> list[int]:
+    """Return the lines that compare something with the name of a kind, or check for a class of columns."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                sides = [part for side in (left, *others) for part in parts(side)]
+                found = any(is_kind(side) or is_column_class(side) for side in sides)
+            case ast.MatchValue(value=value):
+                found, node = is_kind(value), value
+            case ast.MatchClass(cls=cls):
+                found, node = is_column_class(cls), cls
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, classes]):
+                found = any(map(is_column_class, parts(classes)))
+            case _:
+                continue
+        if found:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_nothing_outside_preprocessing_asks_for_the_kind_of_data():
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {path.read_text(encoding='utf-8').splitlines()[line - 1].strip()}"
+        for path in PRODUCT
+        for line in kind_checks(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if kind == 'image': pass",
+        "if 'text' != column.kind: pass",
+        "x = [c for c in columns if c.kind in ('text', 'image')]",
+        "x = 'text' in kinds",
+        "match kind:\n    case 'number' | 'date': pass",
+        "match column:\n    case TextColumn(): pass",
+        "x = isinstance(column, TextColumn)",
+        "x = isinstance(column, (image.ImageColumn, int))",
+        "x = type(column) is DateColumn",
+    ],
+)
+def test_every_way_of_asking_for_the_kind_is_noticed(source):
+    assert kind_checks(source)
+    assert not kind_checks(
+        "x = {'text': 1}['text']; y = kind == 'binary'; z = isinstance(x, Column); text == f('text')"
+    )

@@ -15,45 +15,23 @@ from conftest import ROOT
 from config import model_names
 from model import MODELS
 
-ALLOWED = {
-    "errors": set(),
-    "config": {"errors"},
-    "cells": {"errors"},
-    "preprocessing": {"cells", "errors"},
-    "task": {"cells", "errors"},
-    "model": {"errors", "huggingface"},
-    "reader": {"cells", "errors"},
-    "images": {"errors", "preprocessing"},
-    "huggingface": {"errors"},
-    "text": {"errors", "huggingface", "preprocessing"},
-    "augmentation": set(),
-    "dataloader": {"augmentation", "cells", "config", "errors", "images", "preprocessing", "reader", "task", "text"},
-    "pipeline": {"errors", "images", "preprocessing", "reader", "model", "task", "text"},
-    "journal": {"errors"},
-    "trainer": {"config", "errors", "journal"},
-    "train": {
-        "augmentation",
-        "config",
-        "dataloader",
-        "drift",
-        "errors",
-        "huggingface",
-        "images",
-        "model",
-        "pipeline",
-        "preprocessing",
-        "task",
-        "text",
-        "trainer",
-    },
-    "drift": set(),
-    "runtime": {"errors", "pipeline", "preprocessing", "task"},
-    "export": {"errors", "model", "pipeline", "preprocessing", "runtime"},
-    "predict": {"cells", "drift", "errors", "images", "pipeline", "reader", "runtime", "text"},
-    "service": {"cells", "drift", "errors", "images", "pipeline", "preprocessing", "runtime"},
-    "serve": {"errors", "images", "pipeline", "predict", "preprocessing", "reader", "service"},
-}
-FILES = sorted(ROOT.glob("*.py"))
+# Who may import whom: a module may import its own layer's folder and everything in the layers before it.
+LAYERS = (
+    {"errors", "config"},
+    {"sources", "preprocessing", "task"},
+    {"backbones", "model"},
+    {"dataloader", "pipeline", "progress"},
+    {"trainer", "evaluation", "serving"},
+    {"train", "predict", "serve", "export"},
+)
+SPINE = {"config", "dataloader", "model", "task", "trainer", "pipeline", "errors", "progress"}
+MODULES = set().union(*LAYERS)
+FILES = sorted([*ROOT.glob("*.py"), *(path for name in MODULES for path in (ROOT / name).glob("*.py"))])
+
+
+def room(path) -> str:
+    """The top-level module or folder that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imports(path) -> set[str]:
@@ -66,30 +44,60 @@ def imports(path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def name_of(path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_who_may_import_whom(path):
-    assert imports(path) & set(ALLOWED) <= ALLOWED[path.stem]
-    if path.stem in ("config", "errors"):
-        assert imports(path) - set(ALLOWED) - {"tyro"} <= set(sys.stdlib_module_names)
-    if path.stem == "predict":
-        assert not imports(path) & {"sklearn", "torchmetrics"}
+    """Imports go down the layers; in the same layer to the own folder, and from there on along the flow of the data:
+    sources → preprocessing → task, dataloader and pipeline next to each other, progress below the trainer."""
+    own = next(i for i, layer in enumerate(LAYERS) if room(path) in layer)
+    allowed = set().union(*LAYERS[:own]) | {room(path)}
+    allowed |= {
+        "errors": set(),
+        "config": {"errors"},
+        "preprocessing": {"sources"},
+        "task": {"preprocessing"},
+        "serving": {"evaluation"},
+    }.get(room(path), set())
+    if room(path) == "sources":
+        modules = re.findall(r"from (preprocessing[.\w]*) import", path.read_text())
+        assert set(modules) <= {"preprocessing.parsing"}
+        allowed |= {"preprocessing"}
+    if room(path) == "model":
+        allowed |= {"backbones"}
+    assert imports(path) & MODULES <= allowed
+    if room(path) in SPINE:
+        assert not imports(path) & {"evaluation", "serving"}
+    if room(path) in ("config", "errors"):
+        assert imports(path) - MODULES - {"tyro"} <= set(sys.stdlib_module_names)
+    if room(path) in ("predict", "serve", "serving"):
+        assert not imports(path) & {"sklearn", "torchmetrics", "trainer"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_spine_stays_short():
+    """What a learner reads in one sitting: the top level."""
+    lines = {path.name: len(path.read_text().splitlines()) for path in ROOT.glob("*.py")}
+    spine = sum(count for name, count in lines.items() if name.removesuffix(".py") in SPINE | {"train", "predict"})
+    assert spine <= 2800, lines
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_every_module_says_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-def test_asking_a_model_needs_neither_scikit_learn_nor_torchmetrics(runs):
+def test_prediction_needs_neither_scikit_learn_nor_torchmetrics(runs):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pipeline import Pipeline\n"
         f"import pandas as pd; out = {str(runs['binary'].out)!r}\n"
         "pipeline, rows = Pipeline.load(out + '/best.pt'), pd.read_csv(out + '/sample.csv')\n"
         "pipeline.predict(rows)\n"
-        "sys.modules['torchmetrics'] = None  # it is not in the image: no metrics, and no traceback\n"
+        "sys.modules['torchmetrics'] = None  # not in the container: no metrics, and no traceback\n"
         "from predict import Score; score = Score(pipeline.task)\n"
-        "score.add(pipeline.ask(rows)[1], rows.assign(**{pipeline.task.target: pipeline.task.classes[0]}))\n"
-        "assert 'torchmetrics' in score.trouble; del sys.modules['torchmetrics']\n"
+        "score.add(pipeline.predict_logits(rows)[1], rows.assign(**{pipeline.task.target: pipeline.task.classes[0]}))\n"
+        "assert 'torchmetrics' in score.problem; del sys.modules['torchmetrics']\n"
         "assert not {'sklearn', 'torchmetrics', 'trainer', 'tensorboard'} & set(sys.modules), set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -99,18 +107,20 @@ def test_names_of_networks_are_read_without_torch():
     assert model_names() == list(MODELS)
 
 
-def test_the_image_holds_all_that_serving_needs():
+def test_the_container_holds_all_that_serving_needs():
     """Docker copies each module that serve.py and predict.py import, and installs the pinned versions."""
-    copied = set(
-        re.findall(r"(\w+)\.py", (ROOT / "Dockerfile").read_text().split("\nCOPY errors.py")[1] + " errors.py")
-    )
+    copy = (ROOT / "Dockerfile").read_text().split("WORKDIR /app")[1].split("RUN")[0]
+    copied = {name.removesuffix(".py").strip("/") for name in re.findall(r"[\w/]+(?:\.py)?", copy)}
     needed, waiting = set(), ["serve", "predict"]
     while waiting:
         name = waiting.pop()
         if name not in needed:
             needed.add(name)
-            waiting += imports(ROOT / f"{name}.py") & set(ALLOWED)
-    assert needed <= copied and (ROOT / "page.html").exists()
+            files = (ROOT / name).glob("*.py") if (ROOT / name).is_dir() else [ROOT / f"{name}.py"]
+            waiting += set().union(*map(imports, files)) & MODULES
+    assert needed <= copied and (ROOT / "serving" / "page.html").exists()
+    context = (ROOT / ".dockerignore").read_text().splitlines()
+    assert all(f"!{name}" in context for name in needed if (ROOT / name).is_dir())
     pins = (ROOT / "requirements.txt").read_text().splitlines()
     small = [line for line in (ROOT / "requirements-serve.txt").read_text().splitlines() if "==" in line]
     assert small and set(small) <= set(pins)
@@ -124,8 +134,10 @@ def test_every_command_in_the_readme_runs(tmp_path):
     """Every block, line by line, in a copy of the project with a table.csv of a user's."""
     from conftest import table_for
 
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.txt"), *ROOT.glob("*.html")]:
-        (tmp_path / path.name).write_text(path.read_text())
+    for path in [*FILES, *ROOT.glob("*.txt"), *ROOT.glob("*/*.html")]:
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(path.read_text())
     table_for("regression", 150).rename(columns={"regression": "price"}).to_csv(tmp_path / "table.csv", index=False)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -137,7 +149,7 @@ def test_every_command_in_the_readme_runs(tmp_path):
                 options = {"cwd": tmp_path, "text": True, "env": os.environ | {"PATH": path}}
                 if line.startswith("python serve.py"):
                     served = subprocess.Popen(["bash", "-c", f"exec {line}"], stdout=subprocess.PIPE, **options)
-                    assert f"answers at http://127.0.0.1:{port}" in served.stdout.readline()
+                    assert f"at http://127.0.0.1:{port}" in served.stdout.readline()
                 elif re.search(r"(^|\| )python (train|predict|export)\.py|^curl", line):
                     if line.startswith("curl"):
                         line = line.replace("curl -s", "curl -sf")  # what is no answer is an error

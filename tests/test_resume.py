@@ -1,4 +1,4 @@
-"""Killed or interrupted at any moment, a resumed run ends with the very weights of the run that was not."""
+"""A run that is killed or interrupted at any moment and resumed ends with the weights of an uninterrupted run."""
 
 import json
 import os
@@ -14,12 +14,12 @@ import torch
 from conftest import ROOT, assert_refused, command, quick_run, table_for
 
 import trainer as trainer_module
-from config import DataConfig, ModelConfig, TrainConfig
+from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from errors import UserError
 from train import resume_config, train
 from trainer import Trainer
 
-# Saves as often inside epochs as users' long runs do in minutes, and slows the steps down to be hit inside them.
+# Saves within epochs as often as long runs do in minutes, and slows the steps down so that signals arrive within them.
 DRIVER = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -102,7 +102,7 @@ def test_an_interruption_saves_and_exits_130(tmp_path, table, number):
     assert process.returncode == 130
     assert f"--resume {tmp_path / 'run' / 'last.pt'}" in error.decode() and error.count(b"\n") == 1
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["training"]
-    assert state["epoch"] + state["position"] > 0 and state["epoch"] < 40
+    assert state["epoch"] + state["next_batch"] > 0 and state["epoch"] < 40
     result = command("train.py", "--resume", tmp_path / "run" / "last.pt", "--epochs", 12)
     assert result.returncode == 0, result.stderr.decode()
     result = command("train.py", *flags, "--epochs", 12, "--out", tmp_path / "whole")
@@ -127,7 +127,7 @@ def interrupted_run(folder, where: str, at: int, monkeypatch, table=TABLE, data=
         quick_run(folder, table, data=data, **options)
     monkeypatch.setattr(Trainer, where, method)
     config = resume_config(str(folder / "last.pt"))
-    return train(config.data, config.model, config.training, table=table)
+    return train(config.data, config.model, config.training, config.run, table=table)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_interrupted_in_an_epoch_or_in_validation(tmp_path, monkeypatch, where, 
 @pytest.mark.parametrize(
     "scheduler", ["LambdaLR", "StepLR", "MultiStepLR", "ExponentialLR", "ReduceLROnPlateau", "none"]
 )
-def test_every_scheduler_goes_on_where_it_was(tmp_path, monkeypatch, scheduler):
+def test_every_scheduler_continues_where_it_was(tmp_path, monkeypatch, scheduler):
     options = {"epochs": 6, "scheduler": scheduler, "step_size": 2, "lr_patience": 1, "lr": 0.03, "patience": 0}
     resumed = interrupted_run(tmp_path / "a", "step", 35, monkeypatch, **options)
     data = DataConfig(target="binary", batch_size=16)
@@ -160,15 +160,15 @@ def test_every_scheduler_goes_on_where_it_was(tmp_path, monkeypatch, scheduler):
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
 
 
-def test_the_generator_state_is_part_of_it(tmp_path, monkeypatch):
-    """The test above must be able to fail: without the saved state, dropout draws anew and the weights differ."""
+def test_the_generator_state_is_restored(tmp_path, monkeypatch):
+    """The tests above can fail: without the saved state, dropout has other draws and the weights differ."""
     monkeypatch.setattr(trainer_module, "_set_generator_state", lambda states, device: torch.manual_seed(1))
     interrupted_run(tmp_path / "a", "step", 7, monkeypatch, epochs=2)
     quick_run(tmp_path / "b", table_for("binary"), data=DataConfig(target="binary", batch_size=16), epochs=2)
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
 
 
-def test_typed_flags_win(tmp_path, table):
+def test_given_flags_win(tmp_path, table):
     flags = ["--data", table, "--target", "binary", "--epochs", 2, "--out", tmp_path / "run", "--scheduler", "none"]
     assert command("train.py", *flags).returncode == 0
     moved = (tmp_path / "run").rename(tmp_path / "moved")
@@ -181,20 +181,20 @@ def test_typed_flags_win(tmp_path, table):
 
 
 @pytest.mark.parametrize("scheduler", ["CosineAnnealingLR", "StepLR", "OneCycleLR", "ReduceLROnPlateau"])
-def test_typed_flags_change_the_whole_schedule(tmp_path, scheduler):
-    """After --resume --epochs 8 --lr … the rates are those that a run with these flags has at these epochs."""
+def test_given_flags_change_the_whole_schedule(tmp_path, scheduler):
+    """After --resume --epochs 8 --lr …, a run has the learning rates of a run that had these flags from the start."""
     table = table_for("binary")
     options = {"scheduler": scheduler, "step_size": 3, "patience": 0}
     quick_run(tmp_path / "a", table, epochs=4, **options)
     config = resume_config(str(tmp_path / "a" / "last.pt"))
     longer = replace(config.training, epochs=8, lr=0.02)
-    resumed = train(config.data, config.model, longer, table=table)
+    resumed = train(config.data, config.model, longer, config.run, table=table)
     whole = quick_run(tmp_path / "b", table, epochs=8, lr=0.02, **options)
     assert resumed.history["lr"][4:].tolist() == whole.history["lr"][4:].tolist()
 
 
 def test_batches_do_not_change_inside_an_epoch(tmp_path, monkeypatch):
-    """A position counts batches: with others it would be another place."""
+    """The place to continue from is counted in batches."""
     monkeypatch.setattr(Trainer, "_between_steps", lambda self: self._stop_if_interrupted())
     method = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, *a: (os.kill(os.getpid(), signal.SIGINT), method(self, *a)))
@@ -202,7 +202,8 @@ def test_batches_do_not_change_inside_an_epoch(tmp_path, monkeypatch):
         quick_run(tmp_path / "a", table_for("binary"))
     config = resume_config(str(tmp_path / "a" / "last.pt"))
     with pytest.raises(UserError, match="--batch-size and --accumulate cannot change in the middle"):
-        train(replace(config.data, batch_size=100), config.model, config.training, table=table_for("binary"))
+        small = replace(config.data, batch_size=100)
+        train(small, config.model, config.training, config.run, table=table_for("binary"))
 
 
 def test_a_finished_run_resumes_to_the_same(tmp_path, table):
@@ -213,32 +214,32 @@ def test_a_finished_run_resumes_to_the_same(tmp_path, table):
     assert fingerprint(tmp_path / "run") == before
 
 
-def test_another_run_is_not_taken_over(tmp_path, table):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, table):
     flags = ["--data", table, "--target", "binary", "--epochs", 1, "--out", tmp_path / "run"]
     assert command("train.py", *flags).returncode == 0
     last = tmp_path / "run" / "last.pt"
-    assert_refused(command("train.py", "--resume", last, "--hidden", 7), "the network", "begin a new run")
-    assert_refused(command("train.py", "--resume", last, "--seed", 5), "rows", "begin a new run")
+    assert_refused(command("train.py", "--resume", last, "--hidden", 7), "the network", "start a new run")
+    assert_refused(command("train.py", "--resume", last, "--seed", 5), "rows", "start a new run")
     assert_refused(command("train.py", "--resume", last, "--optimizer", "SGD"), "--optimizer SGD", "Adam")
     assert_refused(command("train.py", "--resume", last, "--monitor", "f1"), "--monitor f1", "loss")
-    assert_refused(command("train.py", "--resume", tmp_path / "run" / "best.pt"), "no state of training")
+    assert_refused(command("train.py", "--resume", tmp_path / "run" / "best.pt"), "no training state")
     assert_refused(command("train.py", "--resume", tmp_path / "no.pt"), "no such checkpoint")
-    assert_refused(command("train.py", *flags), "holds a run already", "--resume")
+    assert_refused(command("train.py", *flags), "already holds a run", "--resume")
     assert fingerprint(tmp_path / "run")
 
 
 def test_resume_in_a_notebook_needs_the_table(tmp_path):
     quick_run(tmp_path / "run", table_for("binary"))
     config = resume_config(str(tmp_path / "run" / "last.pt"))
-    with pytest.raises(UserError, match="given a DataFrame: resume it in Python"):
-        train(config.data, config.model, config.training)
-    assert len(train(config.data, config.model, config.training, table=table_for("binary")).history) == 3
+    with pytest.raises(UserError, match="used a DataFrame: resume it in Python"):
+        train(config.data, config.model, config.training, config.run)
+    assert len(train(config.data, config.model, config.training, config.run, table=table_for("binary")).history) == 3
 
 
-def test_saves_are_shared_by_short_epochs_but_made_in_long_ones(tmp_path, monkeypatch):
+def test_short_epochs_share_a_save_and_long_ones_are_saved_in_between(tmp_path, monkeypatch):
     saved = []
     save = Trainer._save
-    monkeypatch.setattr(Trainer, "_save", lambda self: (saved.append((self.epoch, self.position)), save(self)))
+    monkeypatch.setattr(Trainer, "_save", lambda self: (saved.append((self.epoch, self.next_batch)), save(self)))
     quick_run(tmp_path / "short", table_for("binary"), epochs=6)
     assert len(saved) < 6
     saved.clear()
@@ -247,7 +248,7 @@ def test_saves_are_shared_by_short_epochs_but_made_in_long_ones(tmp_path, monkey
     assert (0, 1) in saved and (0, 2) in saved
 
 
-def test_saving_inside_an_epoch_changes_nothing(tmp_path, monkeypatch):
+def test_saving_within_an_epoch_changes_nothing(tmp_path, monkeypatch):
     quick_run(tmp_path / "a", table_for("binary"))
     monkeypatch.setattr(trainer_module, "SAVE_SECONDS_IN_EPOCH", 0.0)
     quick_run(tmp_path / "b", table_for("binary"))
@@ -257,9 +258,8 @@ def test_saving_inside_an_epoch_changes_nothing(tmp_path, monkeypatch):
 def test_defaults_of_the_configuration_survive_the_checkpoint(tmp_path):
     quick_run(tmp_path / "run", table_for("binary"))
     config = resume_config(str(tmp_path / "run" / "last.pt"))
-    assert config.training == TrainConfig(
-        epochs=3, threads=1, out=str(tmp_path / "run"), resume=str(tmp_path / "run" / "last.pt")
-    )
+    assert config.training == TrainConfig(epochs=3)
+    assert config.run == RunConfig(threads=1, out=str(tmp_path / "run"), resume=str(tmp_path / "run" / "last.pt"))
     assert config.model == ModelConfig(hidden=(16,)) and config.data == DataConfig(
         data="(a DataFrame)", target="binary"
     )

@@ -1,4 +1,4 @@
-"""Targets, losses, metrics and answers follow the textbook, and do not depend on how rows are batched."""
+"""Kinds, losses, metrics and predictions follow the textbook, and do not depend on how records are batched."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from errors import UserError
-from task import Task, infer_kind
+from task import Task, infer_kind, stratify_labels
 
 LABELS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": None}
 
@@ -43,7 +43,7 @@ def test_kind_of_problem(targets, kind):
     assert infer_kind(pd.Series(list(targets))) == kind
 
 
-def test_classes_are_plain_ordered_and_one_however_written():
+def test_classes_are_plain_and_ordered_and_spellings_are_merged():
     assert make_task("multiclass").classes == ["a", "b", "c"]
     task = Task.fit(pd.Series([10, 2, 2.0, 10.0] * 3))
     assert task.classes == [2, 10] and all(type(c) is int for c in task.classes)
@@ -52,7 +52,7 @@ def test_classes_are_plain_ordered_and_one_however_written():
 
 
 def test_unknown_label_and_missing_number_name_their_row():
-    with pytest.raises(UserError, match=r"row 7, column 'y': 'd' is no class"):
+    with pytest.raises(UserError, match=r"row 7, column 'y': 'd' is not a class"):
         make_task("multiclass").encode(pd.Series(["a", "d"], index=[6, 7]))
     with pytest.raises(UserError, match="row 3 has no 'y'"):
         make_task("regression").encode(pd.Series([1.0, None], index=[2, 3]))
@@ -101,41 +101,41 @@ def test_ensemble_axis(kind):
     members = torch.randn(8, 4, task.out_features)
     each = [task.loss(members[:, k], task.encode(targets)) for k in range(4)]
     assert torch.allclose(task.loss(members, task.encode(targets)), torch.stack(each).mean())
-    answers = torch.stack([task.activate(members[:, k]) for k in range(4)]).mean(dim=0)
-    assert torch.allclose(task.activate(members), answers)
+    probabilities = torch.stack([task.activate(members[:, k]) for k in range(4)]).mean(dim=0)
+    assert torch.allclose(task.activate(members), probabilities)
     same = members[:, :1].repeat(1, 4, 1)
-    assert task.measure(same, task.encode(targets)) == pytest.approx(task.measure(same[:, 0], task.encode(targets)))
+    assert task.evaluate(same, task.encode(targets)) == pytest.approx(task.evaluate(same[:, 0], task.encode(targets)))
 
 
 def test_metrics_equal_scikit_learn():
     random = np.random.default_rng(0)
     task, y = make_task("binary"), make_targets("binary", 200)
     logits = torch.from_numpy(random.normal(size=(200, 1))).float()
-    got, p = task.measure(logits, task.encode(y)), torch.sigmoid(logits[:, 0]).numpy()
+    got, p = task.evaluate(logits, task.encode(y)), torch.sigmoid(logits[:, 0]).numpy()
     assert got["accuracy"] == pytest.approx(sk.accuracy_score(y == "yes", p > 0.5))
     assert got["f1"] == pytest.approx(sk.f1_score(y == "yes", p > 0.5))
     assert got["roc_auc"] == pytest.approx(sk.roc_auc_score(y == "yes", p))
     task, y = make_task("multiclass"), pd.Series(["a"] * 120 + ["b"] * 50 + ["c"] * 30)
     logits = torch.from_numpy(random.normal(size=(200, 3))).float()
-    got, p = task.measure(logits, task.encode(y)), torch.softmax(logits, dim=1).numpy()
+    got, p = task.evaluate(logits, task.encode(y)), torch.softmax(logits, dim=1).numpy()
     best = np.array(["a", "b", "c"])[p.argmax(axis=1)]
     assert got["accuracy"] == pytest.approx(sk.accuracy_score(y, best))
     assert got["f1"] == pytest.approx(sk.f1_score(y, best, average="macro"))
     assert got["roc_auc"] == pytest.approx(np.mean([sk.roc_auc_score(y == c, p[:, i]) for i, c in enumerate("abc")]))
     task, y = make_task("regression"), make_targets("regression", 200) + 1e6
     logits = torch.from_numpy(random.normal(size=(200, 1))).float()
-    got, values = task.measure(logits, task.encode(y)), task.activate(logits)[:, 0].numpy()
+    got, values = task.evaluate(logits, task.encode(y)), task.activate(logits)[:, 0].numpy()
     assert got["rmse"] == pytest.approx(sk.root_mean_squared_error(y, values), rel=1e-6)
     assert got["mae"] == pytest.approx(sk.mean_absolute_error(y, values), rel=1e-6)
     assert got["mse"] == pytest.approx(got["rmse"] ** 2)
 
 
-def test_roc_auc_of_one_class_is_no_number():
+def test_roc_auc_of_one_class_is_nan():
     task = make_task("binary")
-    assert np.isnan(task.measure(torch.randn(5, 1), torch.zeros(5))["roc_auc"])
+    assert np.isnan(task.evaluate(torch.randn(5, 1), torch.zeros(5))["roc_auc"])
     task = make_task("multiclass")
     perfect = torch.eye(3)[[0, 1, 0, 1]] * 9
-    assert task.measure(perfect, torch.tensor([0, 1, 0, 1]))["roc_auc"] == 1  # not 2/3 for the class that is not there
+    assert task.evaluate(perfect, torch.tensor([0, 1, 0, 1]))["roc_auc"] == 1  # not 2/3, with 0 for the absent class
 
 
 def test_direction_of_metrics():
@@ -149,19 +149,19 @@ def test_direction_of_metrics():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 9), st.sampled_from(sorted(LABELS)))
-def test_answers_agree_with_each_other(seed, kind):
+def test_columns_and_json_agree(seed, kind):
     task = make_task(kind)
     logits = torch.randn(6, task.out_features, generator=torch.Generator().manual_seed(seed)) * 5
-    table, answers = pd.DataFrame(task.columns(logits)), task.answer(logits)
-    assert table["prediction"].tolist() == [a["prediction"] for a in answers]
+    table, predictions = pd.DataFrame(task.to_columns(logits)), task.to_json(logits)
+    assert table["prediction"].tolist() == [p["prediction"] for p in predictions]
     if kind != "regression":
-        for row, answer in zip(table.to_dict("records"), answers, strict=True):
-            assert sum(answer["probabilities"].values()) == pytest.approx(1)
-            assert answer["probability"] == max(answer["probabilities"].values()) == row["probability"]
-            assert answer["probabilities"] == {c: row[f"probability_{c}"] for c in task.classes}
+        for row, prediction in zip(table.to_dict("records"), predictions, strict=True):
+            assert sum(prediction["probabilities"].values()) == pytest.approx(1)
+            assert prediction["probability"] == max(prediction["probabilities"].values()) == row["probability"]
+            assert prediction["probabilities"] == {c: row[f"probability_{c}"] for c in task.classes}
 
 
-def test_regression_answers_are_in_the_units_of_the_data():
+def test_regression_predictions_are_in_the_units_of_the_data():
     task = Task.fit(pd.Series([1e9, 1e9 + 1, 1e9 + 2.5], name="y"), "regression")
     targets = pd.Series([1e9 + 0.5])
     assert task.activate(task.encode(targets)[:, None]).item() == pytest.approx(1e9 + 0.5, abs=1e-6)
@@ -175,7 +175,7 @@ def test_regression_answers_are_in_the_units_of_the_data():
         (np.linspace(0, 1, 40), {"kind": "binary"}, "40 different values and --task binary needs 2"),
         (["a", "b", "c"] * 3, {"kind": "regression"}, "--task multiclass"),
         (["a", "b"] * 3, {"loss": "huber"}, "--loss huber is for regression"),
-        (np.linspace(0, 1, 40), {"class_weights": True}, "for classes, and this is a regression"),
+        (np.linspace(0, 1, 40), {"class_weights": True}, "for classes; this is a regression"),
     ],
 )
 def test_impossible_tasks(targets, options, message):
@@ -183,16 +183,16 @@ def test_impossible_tasks(targets, options, message):
         Task.fit(pd.Series(targets, name="y"), **options)
 
 
-def test_classes_of_different_types_become_words():
+def test_classes_of_mixed_types_become_words():
     task = Task.fit(pd.Series([True, False, 2] * 3, dtype=object, name="y"))
     assert task.classes == ["2", "false", "true"]
-    assert set(task.columns(torch.randn(9, 3))["prediction"]) <= set(task.classes)
+    assert set(task.to_columns(torch.randn(9, 3))["prediction"]) <= set(task.classes)
     assert Task.fit(pd.Series(["1", "2", "unknown"] * 3)).classes == ["1", "2", "unknown"]
 
 
-def test_r2_of_one_row_is_no_number():
-    measured = make_task("regression").measure(torch.zeros(1, 1), torch.zeros(1))
-    assert np.isnan(measured["r2"]) and measured["rmse"] == 0
+def test_r2_of_one_row_is_nan():
+    metrics = make_task("regression").evaluate(torch.zeros(1, 1), torch.zeros(1))
+    assert np.isnan(metrics["r2"]) and metrics["rmse"] == 0
 
 
 def test_smoothed_and_weighted_loss_is_the_weighted_smoothed_loss():
@@ -201,3 +201,124 @@ def test_smoothed_and_weighted_loss_is_the_weighted_smoothed_loss():
     logits, labels = torch.randn(10, 3), task.encode(targets)
     each = F.cross_entropy(logits, labels, label_smoothing=0.2, reduction="none")
     assert torch.allclose(task.loss(logits, labels), (each * torch.tensor(task.class_weights)[labels]).mean())
+
+
+TABLES = {
+    "regression": [0.25 * i for i in range(40)],
+    "integers": list(range(40)),
+    "whole numbers": [3.0, 4.0, 5.0] * 9,
+    "few values": [3.0, 4.5, 5.25] * 9,
+    "zero and one": [0, 1] * 9,
+    "booleans": [True, False] * 9,
+    "words": ["x", "y", "z"] * 9,
+    "numbers and a word": [*range(24), "none of these"] * 2,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_text_cells_make_the_same_task_as_typed_ones(name):
+    """A csv holds the text of the cells that a DataFrame holds."""
+    typed = pd.Series(TABLES[name], name="y")
+    text = typed.astype("str")
+    assert infer_kind(text) == infer_kind(typed)
+    assert Task.fit(text, infer_kind(typed)) == Task.fit(typed, infer_kind(typed))
+    assert torch.equal(Task.fit(text).encode(typed), Task.fit(typed).encode(text))
+
+
+def test_an_older_file_without_later_fields_loads():
+    task = Task(kind="regression", target="y")
+    assert (task.classes, task.mean, task.std, task.decimal) == ([], 0.0, 1.0, ".")
+    assert task.loss(torch.ones(4, 1), torch.zeros(4)) == 1
+
+
+def test_decimal_commas_in_targets():
+    text = pd.Series(["1,5", "2,25", "-0,5", "3"] * 9, name="y")
+    typed = pd.Series([1.5, 2.25, -0.5, 3] * 9, name="y")
+    task = Task.fit(text)
+    assert task.decimal == "," and task.kind == "regression"
+    assert (task.mean, task.std) == (typed.mean(), typed.std(ddof=0))
+    assert torch.equal(task.encode(text), task.encode(typed))
+    assert task.errors([{"prediction": 1.0}], ["1,5"]) == task.errors([{"prediction": 1.0}], [1.5]) == [0.5]
+    classes = Task.fit(pd.Series(["0,0", "1,5"] * 9, name="y"))
+    assert classes.classes == [0, 1.5] and classes.encode(pd.Series(["0", "1,5", 1.5])).tolist() == [0, 1, 1]
+    assert Task.fit(text, "multiclass", decimal=".").classes == ["-0,5", "1,5", "2,25", "3"]
+
+
+def test_labels_and_stratification():
+    assert make_task("regression").labels(torch.zeros(3)) is None
+    assert make_task("binary").labels(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
+    targets = pd.Series(["b", "a", "b", "a"], name="y")
+    codes = stratify_labels(targets, "binary", 2)
+    assert (codes == np.where(targets == "b", codes[0], codes[1])).all() and set(codes) == {0, 1}
+    assert stratify_labels(targets, "regression", 2) is None
+    with pytest.raises(UserError, match="class 'c' has 1 row and needs 3"):
+        stratify_labels(pd.Series([*"aaabbbc"], name="y"), "multiclass", 3)
+
+
+def test_summary():
+    assert Task.fit(pd.Series([1.0, 3.0], name="price"), "regression").summary() == "price: regression (mean 2, std 1)"
+    assert make_task("multiclass").summary() == "y: multiclass (a, b, c)"
+    many = Task.fit(pd.Series(list("abcdefghij") * 5, name="y"))
+    assert many.summary() == "y: multiclass (a, b, c, d, e, f, g, h, …)"
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_outcomes_are_counted_by_class(kind):
+    task = make_task(kind)
+    predictions = task.to_json(torch.randn(5, task.out_features))
+    expected = ["number" if kind == "regression" else p["prediction"] for p in predictions]
+    assert [task.outcome(p) for p in predictions] == expected
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_same_prediction_allows_rounding_alone(kind):
+    task, logits = make_task(kind), torch.linspace(-2, 2, 6)[:, None].expand(6, 3)[:, : make_task(kind).out_features]
+    before = task.to_json(logits)
+    assert all(map(task.same_prediction, before, task.to_json(logits + 1e-6)))
+    changed = logits.clone()
+    changed[:, 0] += 1e-3
+    assert not any(map(task.same_prediction, before, task.to_json(changed)))
+    assert kind == "regression" or not task.same_prediction(before[0], {"prediction": "z", "probabilities": {"z": 1.0}})
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_outputs_of_an_exported_graph(kind):
+    task, logits = make_task(kind), torch.randn(5, make_task(kind).out_features)
+    outputs = dict(zip(task.output_names, task.graph_outputs(logits), strict=True))
+    columns = task.to_columns(logits)
+    assert outputs["logits"] is logits
+    if kind == "regression":
+        assert outputs["prediction"].tolist() == columns["prediction"].tolist()
+    else:
+        assert [task.classes[i] for i in outputs["label"]] == columns["prediction"].tolist()
+        assert outputs["probabilities"].dtype == torch.float32
+        assert torch.allclose(outputs["probabilities"].double(), task.activate(logits))
+
+
+def test_errors_of_predictions():
+    classes = make_task("multiclass")
+    predictions = [{"prediction": c, "probabilities": {"a": 0, "b": 0, "c": 0}} for c in "abc"]
+    assert classes.errors(predictions, ["a", "c", "c"]) == [0, 1, 0]
+    with pytest.raises(UserError, match="row 2: 'd' is not a class"):
+        classes.errors(predictions, ["a", "d", "c"])
+    older = [{"prediction": "1", "probabilities": {"0": 0, "1": 0}}]  # of a model with other classes
+    assert classes.errors(older, [1.0]) == [0] and classes.errors(older, [0]) == [1]
+    values, predictions = make_task("regression"), [{"prediction": 2.0}, {"prediction": 5.0}]
+    assert values.errors(predictions, [2.5, 4]) == [0.5, 1.0]
+    for target, message in (("x", "row 2, column 'y'"), (None, "row 2: None"), (1e160, "row 2: 1e[+]160")):
+        with pytest.raises(UserError, match=message):
+            values.errors(predictions, [2.5, target])
+
+
+def test_live_score_has_the_textbook_interval():
+    task = make_task("binary")
+    assert task.live_score(0, 0.0, 0.0) == {"targets": 0}
+    score = task.live_score(100, 0.1, 0.1)
+    assert (score["targets"], score["accuracy"]) == (100, 0.9)
+    assert score["interval"] == pytest.approx([0.8256, 0.9448], abs=1e-4)  # Wilson's, from a table
+    assert task.live_score(5, 0.0, 0.0)["interval"][1] == 1.0
+    task = make_task("regression")
+    errors = np.array([1.0, 2.0, 3.0, 6.0])
+    score, half = task.live_score(4, errors.mean(), (errors**2).mean()), 1.96 * errors.std() / 2
+    assert score["mae"] == 3
+    assert score["interval"] == pytest.approx([3 - half, 3 + half])

@@ -1,12 +1,12 @@
-"""Texts in any language are cleaned, cut into parts and learned from, and answered the same however they come."""
+"""Texts in any language are learned from and predicted, the same way wherever they come from."""
 
+import io
 import json
+import os
 import random
 import re
 import subprocess
 import sys
-import time
-from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,15 @@ from test_resume import fingerprint, interrupted_run
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 
-import text as text_module
+import predict
 from config import DataConfig, ModelConfig
-from dataloader import BatchIndices, load_splits
+from dataloader import LengthBatchSampler, load_splits
 from errors import UserError
 from model import build_model
 from pipeline import Pipeline, read_checkpoint
-from reader import read_table
-from text import CLEANING, PADDING, UNKNOWN, Ragged, TextPreprocessor, clean, hash_ngrams, read_texts
+from preprocessing import Preprocessor
+from preprocessing.ragged import UNKNOWN
+from trainer import seed_weights
 
 GOOD = ["lovely", "great", "참 재밌어요", "wonderful 👍", "최고예요", "brilliant!!!"]
 BAD = ["awful", "boring", "정말 지루해요", "terrible 👎", "별로예요", "a waste..."]
@@ -53,6 +54,12 @@ def text_run(out, target="binary", *, table=None, data=None, model="auto", **tra
     return quick_run(out, table, data=data, model=ModelConfig(model=model, hidden=hidden), **training)
 
 
+def predict_file(checkpoint, source, out) -> pd.DataFrame:
+    """Predictions of predict.py, without a process of its own."""
+    predict.predict(predict.Options(str(checkpoint), str(source), str(out)))
+    return pd.read_csv(out)
+
+
 MODELS = ("bag", "transformer")
 
 
@@ -73,182 +80,16 @@ def text_runs(tmp_path_factory):
     }
 
 
-def fit(texts, **options):
-    options = {"steps": list(CLEANING), "segment": "ngrams", "min_freq": 1, "vocab_size": 0, "max_length": 0} | options
-    return TextPreprocessor.fit(pd.DataFrame({"t": texts}), column="t", **options)
-
-
-# ---------------------------------------------------------------- cleaning
-
-
-@pytest.mark.parametrize(
-    ("step", "raw", "expected"),
-    [
-        ("unicode", "ﬁne ＡＢＣ cafe\u0301", "fine ABC café"),
-        ("unicode", "ㅋㅠ \u1100\u1161", "ㅋㅠ 가"),
-        ("html", "a <b>bold</b><br/> &lt;3 R&amp;D x < y", "a bold < 3 R & D x < y"),
-        ("marks", "see https://a.bc/d?e=f or me.you@mail.example.org, 12.5%", "see xxurl or xxmail , 00 . 0 %"),
-        ("repeats", "sooooo gooood!!! 1000 ㅋㅋㅋㅋ", "soo good ! ! 1000 ㅋㅋ"),
-        ("case", "LOUD Ümlaut", "loud ümlaut"),
-    ],
-)
-def test_each_step_of_cleaning(step, raw, expected):
-    assert clean(raw, [step]) == expected
-    assert clean(raw, [s for s in CLEANING if s != step]) != clean(raw, list(CLEANING))
-
-
-def test_words_of_any_script_stay_whole():
-    assert clean("नमस्ते दुनिया", []).split() == ["नमस्ते", "दुनिया"]
-    assert clean("don't—stop，好。", []).split() == ["don", "'", "t", "—", "stop", "，", "好", "。"]
-    assert clean("a\0b\u200bc\ud800d\u00a0e\n\tf", []) == "a bc d e f"
-
-
-@given(st.text(max_size=60))
-@settings(max_examples=150, deadline=None)
-def test_cleaning_twice_changes_no_word_edges(text):
-    cleaned = clean(text, list(CLEANING))
-    assert clean(cleaned, []) == cleaned
-    assert "\n" not in cleaned and "  " not in cleaned and cleaned == cleaned.strip()
-
-
-@pytest.mark.parametrize("length", [40, 100_000])
-def test_no_text_takes_longer_than_its_length(length):
-    """Random letters, and what entities, addresses and accents without an end are made of."""
-    letters = "".join(random.Random(0).choices("abcdefgh", k=length))
-    hooks = ["&", "<", "<!--", "www.", "a@", "a@b", "a.", "+", "Σ'", "\u0316\u0300", "&#9"]
-    for text in [letters, "&#" + "9" * length + ";", *((hook * length)[:length] for hook in hooks)]:
-        started = time.perf_counter()
-        clean(text, list(CLEANING))
-        assert time.perf_counter() - started < 1, text[:20]
-
-
-@given(st.text(alphabet="ab@.+-é !", max_size=14))
-@settings(max_examples=500, deadline=None)
-def test_addresses_are_those_that_a_plain_search_finds(text):
-    expected = re.sub(r"([\w.+-]+@[\w-]+\.\w[\w.-]*)+", " xxmail ", text)
-    assert clean(text, ["marks"]) == clean(expected, [])
-
-
-# ---------------------------------------------------------------- n-grams and ids
-
-
-def slow_ngrams(text: str) -> list[str]:
-    words = [f" {word} " for word in text.split()]
-    return [w[i : i + k] for w in words for k in range(1, 6) for i in range(len(w) - k + 1) if w[i : i + k] != " "]
-
-
-@given(st.lists(st.text(alphabet="abc 가나!👍", max_size=20), max_size=6))
-@settings(max_examples=100, deadline=None)
-def test_hashed_ngrams_are_those_of_a_plain_loop(texts):
-    texts = [clean(text, []) for text in texts]
-    buckets, offsets = hash_ngrams(texts)
-    assert len(offsets) == len(texts) + 1
-    bucket_of = {}
-    for text, start, end in zip(texts, offsets[:-1], offsets[1:], strict=True):
-        grams = slow_ngrams(text)
-        assert end - start == len(grams)
-        for gram in set(grams):  # each alone has the same bucket, wherever it stands
-            alone, _ = hash_ngrams([gram.strip()])
-            alike = slow_ngrams(gram.strip())
-            if gram in alike and alike.count(gram) == 1 and len(set(alone)) == len(alone):
-                bucket_of.setdefault(gram, set()).update(set(buckets[start:end]) & set(alone))
-    assert all(found for found in bucket_of.values())
-
-
-def test_frequent_ngrams_are_known_in_order_of_frequency():
-    fitted = fit(["ab", "ab", "ab", "cd", "cd", "e"], min_freq=2, max_length=5)
-    assert fitted.vocab_size - 2 == 2 * len(set(slow_ngrams("ab")))
-    ids = fitted(["ab", "cd", "e", "", "ab zz"])
-    n = len(slow_ngrams("ab"))
-    assert set(ids[0].tolist()) - {PADDING} == set(range(2, n + 2))  # the most frequent first
-    assert set(ids[1].tolist()) - {PADDING} == set(range(n + 2, 2 * n + 2))
-    assert [row[row != PADDING].tolist() for row in ids[2:4]] == [[UNKNOWN], [UNKNOWN]]
-    assert ids[4].tolist().count(UNKNOWN) == 1
-    assert fit(["ab", "ab", "cd"], vocab_size=4).vocab_size == 4
-    with pytest.raises(ValueError, match="--min-freq 1"):
-        fit(["ab", "cd"], min_freq=3)
-
-
-@pytest.mark.parametrize("segment", ["words", "subwords", "characters"])
-def test_tokens(segment):
-    texts = ["the film was good", "the film was bad", "the 영화 was good"] * 5 + ["rare 龍"]
-    fitted = fit(texts, segment=segment, min_freq=2, max_length=17)
-    ids = fitted(["the film was good", "the film was good " * 9, "龍", ""])
-    assert (ids[2] != PADDING).sum() >= 1 and UNKNOWN in ids[2]
-    assert ids[3].tolist()[0] == UNKNOWN and (ids[3][1:] == PADDING).all()
-    expected = {"words": 4, "characters": 17}
-    if segment in expected:
-        assert (ids[0] != PADDING).sum() == expected[segment]
-    assert ids.shape[1] <= fitted.max_length and (ids[1] != PADDING).sum() == fitted.max_length
-    assert fit(texts, segment=segment, min_freq=2, max_length=17) == fitted
-    again = TextPreprocessor(**json.loads(json.dumps(asdict(fitted))))
-    assert torch.equal(again(texts), fitted(texts))
-
-
-def test_equally_frequent_characters_make_one_vocabulary_no_larger_than_asked():
-    """Chinese has no spaces, and more characters than --vocab-size: the trainer's own choice of them is random."""
-    texts = ["".join(chr(0x4E00 + (i * 7 + j) % 600) for j in range(20)) for i in range(90)]
-    for options in ({"min_freq": 3}, {"vocab_size": 50}, {"vocab_size": 4}):
-        fits = [fit(texts, segment="subwords", **options) for _ in range(3)]
-        assert fits[0] == fits[1] == fits[2] and fits[0].vocab_size <= options.get("vocab_size", 8000)
-    assert fits[0].decisions()[0][2].endswith("2 subwords there 1 times or more; at most 32 tokens")
-    with pytest.raises(UserError, match="nothing in it is there 3 times or more"):
-        fit(["龍", "馬"], segment="subwords", min_freq=3)
+# ---------------------------------------------------------------- training records
 
 
 def test_statistics_are_of_the_training_texts_alone(tmp_path):
     table = reviews().assign(review=lambda t: [f"{w} unique{i:03}" for i, w in enumerate(t["review"])])
-    run = text_run(tmp_path / "run", table=table, data={"min_freq": 1, "segment": "words", "clean": ("case",)})
-    known = set(json.loads(run.pipeline.preprocessor.vocabulary)["model"]["vocab"])
-    splits = load_splits(DataConfig(target="binary", text="review"), 0, table)
+    run = text_run(tmp_path / "run", table=table, data={"min_freq": 1, "tokenizer": "words", "clean": ("case",)})
+    known = set(json.loads(run.pipeline.preprocessor.lone.vocabulary)["model"]["vocab"])
+    splits = load_splits(DataConfig(target="binary", text="review"), 0, table[["review", "binary"]])
     assert {w.split()[-1] for w in splits.train["review"]} <= known
     assert not {w.split()[-1] for w in [*splits.val["review"], *splits.test["review"]]} & known
-
-
-def test_the_number_of_processes_changes_nothing(monkeypatch):
-    texts = reviews(900)["review"].tolist()
-    one = fit(texts)
-    ids = one(texts)
-    for characters in (10**6, 100):
-        monkeypatch.setattr(text_module, "CHUNK", 50)
-        monkeypatch.setattr(text_module, "CHUNK_CHARACTERS", characters)
-        monkeypatch.setattr(text_module, "count_cores", lambda: 3)
-        assert fit(texts) == one and torch.equal(one(texts), ids)
-
-
-def test_long_texts_are_hashed_a_few_at_once():
-    parts = list(text_module._in_parts(lambda part: [len(text) for text in part], ["", "x" * 700_000, "y"] * 3))
-    assert parts == [[0, 700_000, 1, 0], [700_000, 1, 0], [700_000, 1]]
-
-
-def test_the_end_of_a_very_long_text_is_not_cleaned():
-    fitted = fit(["ab cd"] * 3, max_length=5)
-    texts = ["ab cd" + "<>" * 50_000, " " * 9_995 + "ab cd", " " * 9_996 + "ab cd"]
-    ids = fitted(texts)
-    assert torch.equal(ids[1], fitted(["ab cd"])[0]) and (ids[2] == UNKNOWN).any()
-    records = fitted.examples(pd.DataFrame({"t": texts}), 3)
-    assert [len(record["t"]) for record in records] == [10_000] * 3 and torch.equal(fitted(records), ids)
-
-
-def test_cells_of_any_type_are_texts():
-    assert read_texts(pd.DataFrame({"t": [1.0, 2.5, None]}), "t") == ["1", "2.5", ""]
-    assert read_texts(pd.DataFrame({"t": ["NA", None, 7, float("nan")]}), "t") == ["NA", "", "7", ""]
-    assert read_texts(["a", "b"], "t") == ["a", "b"] and read_texts({"t": "x"}, "t") == ["x"]
-    with pytest.raises(ValueError, match="column 't' is missing"):
-        read_texts([{"T": "x"}], "t")
-
-
-# ---------------------------------------------------------------- batches
-
-
-def test_ragged_batches_are_padded_to_their_longest():
-    flat, lengths = torch.arange(1, 11, dtype=torch.int32), torch.tensor([3, 1, 4, 2])
-    texts = Ragged(flat, lengths)
-    assert texts[torch.tensor([1, 3])].tolist() == [[4, 0], [9, 10]]
-    assert texts[torch.tensor([0])].tolist() == [[1, 2, 3]] and texts[torch.tensor([], dtype=torch.int64)].shape == (
-        0,
-        0,
-    )
 
 
 @given(st.integers(1, 200), st.integers(2, 40), st.integers(0, 3))
@@ -256,30 +97,38 @@ def test_ragged_batches_are_padded_to_their_longest():
 def test_batches_by_length_hold_every_record_once(count, size, seed):
     torch.manual_seed(seed)
     lengths = torch.randint(1, 100, (count,))
-    batches = list(BatchIndices(count, size, shuffle=True, lengths=lengths))
+    batches = list(LengthBatchSampler(count, size, shuffle=True, lengths=lengths))
     assert torch.cat(batches).sort().values.tolist() == list(range(count))
-    assert len(batches) == len(BatchIndices(count, size, shuffle=True)) and min(map(len, batches)) > (count > 1)
+    assert len(batches) == len(LengthBatchSampler(count, size, shuffle=True)) and min(map(len, batches)) > (count > 1)
 
 
 def test_batches_by_length_are_random_and_hardly_padded():
     lengths = torch.randint(1, 500, (4096,), generator=torch.Generator().manual_seed(0))
-    sampler = BatchIndices(4096, 32, shuffle=True, lengths=lengths)
+    sampler = LengthBatchSampler(4096, 32, shuffle=True, lengths=lengths)
     batches = list(sampler)
     padded = sum(int(lengths[b].max()) * len(b) for b in batches) / int(lengths.sum())
     assert padded < 1.1
     assert {tuple(b.tolist()) for b in batches}.isdisjoint(tuple(b.tolist()) for b in sampler)
     means = torch.tensor([lengths[b].float().mean() for b in batches])
-    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # short and long ones take turns
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # short and long texts alternate
 
 
 # ---------------------------------------------------------------- networks
 
+ARGS = {
+    "vocab_size": 50, "known_sizes": [48], "padding": 0, "out_features": 3, "activation": "relu", "dropout": 0.1,
+}  # fmt: skip
+
+
+def embedding(model) -> nn.Module:
+    """The table of vectors of a network's ids."""
+    return model.table if hasattr(model, "table") else model.token_embedding
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_and_neighbours_never_change_logits(name):
-    facts = {"vocab_size": 50, "max_length": 30, "padding": 0, "out_features": 3, "activation": "relu", "dropout": 0.1}
     torch.manual_seed(0)
-    model = build_model(name, facts | {"hidden": [32, 32], "batch_norm": True}).eval()
+    model = build_model([name], ARGS | {"max_length": 30, "hidden": [32, 32], "batch_norm": True}).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     texts = [torch.randint(1, 50, (n,), dtype=torch.int32) for n in (1, 5, 20, 30)]
@@ -288,37 +137,24 @@ def test_padding_and_neighbours_never_change_logits(name):
     assert torch.allclose(together, alone, atol=1e-5) and together.isfinite().all()
 
 
-def test_the_unknown_id_is_trained(text_runs):
-    """Its vector is not where it began: no text of the test would train it, were it not seen in training."""
-    for model in MODELS:
-        run = text_runs[model, "binary"]
-        torch.manual_seed(0)
-        facts = run.pipeline.network["facts"]
-        table = run.pipeline.model.table if model == "bag" else run.pipeline.model.tokens
-        torch.manual_seed(0)
-        trained = table.weight[UNKNOWN].detach().clone()
-        training = quick_run_weights(run, facts, model)
-        assert not torch.allclose(trained, training, atol=1e-3)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_unknown_id_is_trained(text_runs, name):
+    """Its vector differs from the initial one: no text of the test split would train it, if training did not."""
+    run = text_runs[name, "binary"]
+    trained = embedding(run.pipeline.model).weight[UNKNOWN].detach()
+    seed_weights(0)
+    initial = embedding(build_model(**run.pipeline.model_spec)).weight
+    assert not torch.allclose(trained, initial[UNKNOWN].detach(), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_unknown_id_is_trained_where_all_are_known(name):
+def test_the_unknown_id_is_trained_even_if_all_are_known(name):
     """As with --min-freq 1. (Weight decay alone would change its vector: the gradient tells.)"""
-    facts = {"vocab_size": 50, "max_length": 9, "padding": 0, "out_features": 3, "activation": "relu", "dropout": 0.1}
     torch.manual_seed(0)
-    model, ids = build_model(name, facts), torch.randint(2, 50, (64, 9), dtype=torch.int32)
+    model, ids = build_model([name], ARGS | {"max_length": 9}), torch.randint(2, 50, (64, 9), dtype=torch.int32)
     before = ids.clone()
     model(ids).square().sum().backward()
-    table = model.table if name == "bag" else model.tokens
-    assert table.weight.grad[UNKNOWN].abs().max() > 0 and torch.equal(ids, before)
-
-
-def quick_run_weights(run, facts, model):
-    from trainer import seed_all
-
-    seed_all(0, 0)
-    fresh = build_model(run.pipeline.network["name"], facts)
-    return (fresh.table if model == "bag" else fresh.tokens).weight[UNKNOWN].detach()
+    assert embedding(model).weight.grad[UNKNOWN].abs().max() > 0 and torch.equal(ids, before)
 
 
 # ---------------------------------------------------------------- runs
@@ -332,7 +168,7 @@ def test_it_learns(text_runs, model):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("target", ["binary", "multiclass", "regression"])
-def test_every_way_to_ask_gives_the_same_answers(text_runs, model, target, tmp_path):
+def test_every_way_to_predict_gives_the_same_predictions(text_runs, model, target, tmp_path, capfd):
     run, records = text_runs[model, target], reviews(40, seed=7)
     records.loc[3, "review"] = ""
     records.loc[4, "review"] = 'quoted "text", with\na line break'
@@ -345,38 +181,69 @@ def test_every_way_to_ask_gives_the_same_answers(text_runs, model, target, tmp_p
     if target != "multiclass" and model == "transformer":
         return  # the same code reads the files
     records[["review"]].to_csv(tmp_path / "a.csv", index=False)
-    records.to_json(tmp_path / "b.jsonl", orient="records", lines=True)
-    records.to_parquet(tmp_path / "c.parquet")
+    records[["review"]].to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    records[["review"]].to_parquet(tmp_path / "c.parquet")
     (tmp_path / "d.txt").write_text("\n".join(t.replace("\n", " ") for t in texts) + "\n", encoding="utf-8")
     for name in ("a.csv", "b.jsonl", "c.parquet", "d.txt"):
-        done = command(
-            "predict.py", "--checkpoint", checkpoint, "--input", tmp_path / name, "--output", tmp_path / "o.csv"
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        answers = pd.read_csv(tmp_path / "o.csv")
-        pd.testing.assert_frame_equal(answers, expected, rtol=1e-5, atol=1e-6, check_dtype=False)
-    assert ("accuracy" in done.stdout.decode()) is False
+        predictions = predict_file(checkpoint, tmp_path / name, tmp_path / "o.csv")
+        pd.testing.assert_frame_equal(predictions, expected, rtol=1e-5, atol=1e-6, check_dtype=False)
+    assert "metrics" not in capfd.readouterr().out  # there are no targets
+    records.to_csv(tmp_path / "e.csv", index=False)
+    predict_file(checkpoint, tmp_path / "e.csv", tmp_path / "o.csv")
+    assert "metrics" in capfd.readouterr().out
 
 
-def test_standard_input_is_a_table_or_lines(text_runs):
+def test_standard_input_is_a_table_or_lines(text_runs, tmp_path, monkeypatch):
     run = text_runs["bag", "binary"]
     expected = run.pipeline.predict(["lovely film", "a waste, boring"])["prediction"].tolist()
-    for text in ("lovely film\na waste, boring\n", 'id,review\n1,lovely film\n2,"a waste, boring"\n'):
-        done = command("predict.py", "--checkpoint", run.out / "best.pt", "--input", "-", stdin=text.encode())
-        assert done.returncode == 0, done.stderr.decode()
-        assert [line.split(",")[0] for line in done.stdout.decode().splitlines()[1:]] == expected
+    lines, table = b"lovely film\na waste, boring\n", b'id,review\n1,lovely film\n2,"a waste, boring"\n'
+    done = command("predict.py", "--checkpoint", run.out / "best.pt", "--input", "-", stdin=lines)
+    assert done.returncode == 0, done.stderr.decode()
+    assert [line.split(",")[0] for line in done.stdout.decode().splitlines()[1:]] == expected
+    for data in (lines, table):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert predict_file(run.out / "best.pt", "-", tmp_path / "o.csv")["prediction"].tolist() == expected
 
 
-def test_the_text_column_is_found_where_nothing_else_is(tmp_path):
+def test_text_columns_are_found_in_any_table():
     table = reviews()[["review", "binary"]]
-    splits = load_splits(DataConfig(target="binary"), 0, table)
-    assert splits.text == "review" and "--text review" in splits.notes[0]
-    with_id = table.assign(customer_id=np.arange(len(table)))
-    assert load_splits(DataConfig(target="binary"), 0, with_id).text == "review"
+
+    def kinds(table, **options) -> dict:
+        splits = load_splits(DataConfig(target="binary", **options), 0, table)
+        assert list(splits.train) == list(table)
+        return Preprocessor.fit(splits.train.drop(columns="binary"), splits.config).kinds
+
+    assert kinds(table) == kinds(table, text="review") == {"review": "text"}
+    assert kinds(table.assign(customer_id=np.arange(len(table)))) == {"review": "text"}
     with_number = table.assign(age=np.random.default_rng(0).normal(size=len(table)))
-    assert load_splits(DataConfig(target="binary"), 0, with_number).text == ""
-    assert load_splits(DataConfig(target="binary", columns=("age=drop",)), 0, with_number).text == "review"
-    assert list(load_splits(DataConfig(target="binary", text="review"), 0, with_number).train) == ["review", "binary"]
+    assert kinds(with_number) == {"review": "text", "age": "number"}
+    assert kinds(with_number, text="review") == {"review": "text", "age": "number"}  # which is learned from as well
+    assert kinds(with_number, columns=("age=drop",)) == {"review": "text"}
+    assert kinds(with_number.assign(note=table["review"][::-1].tolist())) == {
+        "review": "text", "age": "number", "note": "text",
+    }  # fmt: skip
+
+
+def test_other_columns_are_learned_from_beside_a_text(tmp_path):
+    """The texts are shuffled, so only the number predicts the target."""
+    table = (
+        reviews()
+        .sample(frac=1, random_state=0)[["review"]]
+        .assign(stars=reviews()["regression"].tolist(), binary=reviews()["binary"].tolist())
+    )
+    table = table.reset_index(drop=True)
+    run = quick_run(
+        tmp_path / "run",
+        table,
+        data=DataConfig(target="binary", text="review"),
+        model=ModelConfig(),
+        epochs=12,
+        lr=1e-2,
+    )
+    assert run.pipeline.preprocessor.kinds == {"review": "text", "stars": "number"}
+    assert run.pipeline.model_spec["names"] == ["mlp", "bag"] and run.test["accuracy"] > 0.9
+    with pytest.raises(UserError, match="column 'stars' is missing"):
+        run.pipeline.predict([{"review": "lovely"}])
 
 
 def test_cells_are_taken_letter_by_letter(tmp_path):
@@ -404,7 +271,7 @@ def test_folders_of_texts(tmp_path):
         encoding = "cp949" if "이" in words and i % 2 else "utf-8"
         (tmp_path / "texts" / label / f"{i}.txt").write_bytes(words.encode(encoding, "ignore"))
     splits = load_splits(DataConfig(data=str(tmp_path / "texts")), 0)
-    assert splits.text == "text" and splits.target == "label"
+    assert splits.config.column_kinds() == {"text": "text", "file": "drop"} and splits.target == "label"
     assert any("이 영화는" in words for words in splits.train["text"])
     done = command("train.py", "--data", tmp_path / "texts", "--epochs", 2, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr.decode()
@@ -416,10 +283,7 @@ def test_the_bundled_example(tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test"]["accuracy"] > 0.75 and "asyncio" in metrics["classes"]
-    done = command(
-        "predict.py", "--checkpoint", tmp_path / "run" / "best.pt", "--input", tmp_path / "run" / "sample.csv"
-    )
-    assert done.returncode == 0 and done.stdout.count(b"\n") == 6
+    assert len(predict_file(tmp_path / "run" / "best.pt", tmp_path / "run" / "sample.csv", tmp_path / "o.csv")) == 5
 
 
 @pytest.mark.parametrize(("model", "where"), [("bag", "step"), ("transformer", "step"), ("bag", "evaluate")])
@@ -432,46 +296,55 @@ def test_interrupted_and_resumed(tmp_path, monkeypatch, model, where):
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
 
 
+TRAIN_EACH = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from train import train
+for model in {MODELS}:
+    data = DataConfig(data=sys.argv[1], target="binary")
+    train(data, ModelConfig(model=model), TrainConfig(epochs=2), RunConfig(out=sys.argv[2] + model))
+"""
+
+
 def test_the_same_seed_gives_the_same_bits_in_another_process(tmp_path):
     """Sub-word training, hashing and the order of words must not follow Python's random hash of strings."""
     reviews()[["review", "binary"]].to_csv(tmp_path / "a.csv", index=False)
+    for seed in ("0", "1"):
+        code = [sys.executable, "-c", TRAIN_EACH, tmp_path / "a.csv", tmp_path / seed]
+        done = subprocess.run(code, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
     for model in MODELS:
-        seen = set()
-        for i in range(2):
-            out = tmp_path / f"{model}{i}"
-            flags = ["--data", tmp_path / "a.csv", "--target", "binary", "--epochs", 2, "--model", model, "--out", out]
-            done = command("train.py", *flags, env={"PYTHONHASHSEED": str(i)})
-            assert done.returncode == 0, done.stderr.decode()
-            seen.add(fingerprint(out)[0])
-        assert len(seen) == 1
+        assert fingerprint(tmp_path / f"0{model}")[0] == fingerprint(tmp_path / f"1{model}")[0]
 
 
 def test_the_checkpoint_is_plain(text_runs):
     for run in text_runs.values():
         state = read_checkpoint(run.out / "best.pt")
         json.dumps({k: v for k, v in state.items() if k != "state_dict"}, allow_nan=False)
-        assert state["kind"] == "text" and set(state["golden"]["records"][0]) == {"review"}
+        assert [column["kind"] for column in state["preprocessor"]["columns"]] == ["text"]
+        assert set(state["self_check"]["records"][0]) == {"review"}
 
 
 # ---------------------------------------------------------------- bad input
 
 
-def test_strange_texts_are_answered(text_runs):
+def test_strange_texts_are_predicted(text_runs):
     strange = ["", "x", "👍" * 50, "\0\0", "\ud800", "עברית " * 3, "word " * 200_000, "가" * 1_000_000, "   ", "ㅋ"]
     strange.append("".join(random.Random(0).choices("abcdefgh", k=1_000_000)))
     for model in MODELS:
-        answers = text_runs[model, "binary"].pipeline.predict(strange)
-        assert len(answers) == len(strange) and answers["probability"].between(0.5, 1).all()
+        predictions = text_runs[model, "binary"].pipeline.predict(strange)
+        assert len(predictions) == len(strange) and predictions["probability"].between(0.5, 1).all()
 
 
-def test_no_texts_and_a_column_that_is_there_twice(text_runs):
+def test_no_texts_and_a_column_that_occurs_twice(text_runs):
     for run in text_runs.values():
         expected = list(run.pipeline.predict(["lovely"]))
         for records in ([], reviews(5).head(0)):
-            answers = run.pipeline.predict(records)
-            assert answers.empty and list(answers) == expected
+            predictions = run.pipeline.predict(records)
+            assert predictions.empty and list(predictions) == expected
     twice = reviews(5)[["review", "review"]]
-    with pytest.raises(UserError, match="column 'review' is there twice: rename one of them"):
+    with pytest.raises(UserError, match="column 'review' occurs twice: rename one of them"):
         run.pipeline.predict(twice)
 
 
@@ -487,9 +360,7 @@ def test_a_long_cell_and_zero_bytes_in_a_file(text_runs, tmp_path):
     checkpoint = text_runs["bag", "binary"].out / "best.pt"
     rows = ["review", "lovely", '"' + "great 최고 " * 150_000 + '"', "a\0b", *["boring"] * 50]
     (tmp_path / "a.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    done = command("predict.py", "--checkpoint", checkpoint, "--input", tmp_path / "a.csv")
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout.count(b"\n") == 54
+    assert len(predict_file(checkpoint, tmp_path / "a.csv", tmp_path / "o.csv")) == 53
 
 
 def test_damaged_utf8_is_named_by_its_row(text_runs, tmp_path):
@@ -499,12 +370,12 @@ def test_damaged_utf8_is_named_by_its_row(text_runs, tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\n".join(raw))
     (tmp_path / "a.txt").write_bytes(b"\n".join(raw))
     flags = ["--data", tmp_path / "a.csv", "--target", "binary", "--text", "review", "--out", tmp_path / "run"]
-    assert_refused(command("train.py", *flags), "a.csv: row 17 holds bytes that are no UTF-8")
+    assert_refused(command("train.py", *flags), "a.csv: row 17 contains bytes that are not valid UTF-8")
     checkpoint = text_runs["bag", "binary"].out / "best.pt"
-    assert_refused(command("predict.py", "--checkpoint", checkpoint, "--input", tmp_path / "a.csv"), "row 17")
-    assert_refused(
-        command("predict.py", "--checkpoint", checkpoint, "--input", tmp_path / "a.txt"), "a.txt", "no UTF-8"
-    )
+    with pytest.raises(UserError, match=r"a\.csv: row 17 contains bytes that are not valid UTF-8"):
+        predict_file(checkpoint, tmp_path / "a.csv", tmp_path / "o.csv")
+    done = command("predict.py", "--checkpoint", checkpoint, "--input", tmp_path / "a.txt")
+    assert_refused(done, "a.txt", "not valid UTF-8")
 
 
 def test_bad_flags_are_refused(tmp_path):
@@ -512,16 +383,16 @@ def test_bad_flags_are_refused(tmp_path):
     base = ["--data", tmp_path / "a.csv", "--target", "binary", "--out", tmp_path / "run"]
     for flags, words in (
         (["--text", "reviews"], ["--text reviews", "Did you mean 'review'"]),
-        (["--text", "binary"], ["--text binary is the target"]),
-        (["--text", "review", "--image", "review"], ["--image and --text"]),
-        (["--text", "review", "--model", "mlp"], ["--model mlp reads no texts"]),
+        (["--text", "binary"], ["--text binary", "is the target"]),
+        (["--text", "review", "--image", "review"], ["--image review", "--text"]),
+        (["--text", "review", "--model", "mlp"], ["--model mlp reads numbers, categories, but the records have text"]),
         (["--clean", "lower"], ["--clean", "lower"]),
         (["--model", "hf"], ["--model hf needs a name"]),
-        (["--model", "hf:x", "--clean", "--vocab-size", "50"], ["--clean, --vocab-size: not for --model hf:x"]),
-        (["--model", "transformer", "--segment", "ngrams"], ["--model transformer", "--segment ngrams"]),
-        *((["--vocab-size", n], ["--vocab-size is 4 or more, not"]) for n in (1, 3)),
+        (["--model", "hf:x", "--clean", "--vocab-size", "50"], ["--clean, --vocab-size: not with --model hf:x"]),
+        (["--model", "transformer", "--tokenizer", "ngrams"], ["--model transformer", "--tokenizer ngrams"]),
+        *((["--vocab-size", n], ["--vocab-size must be 4 or more, not"]) for n in (1, 3)),
         (["--text", "review", "--min-freq", "1000"], ["--min-freq 1"]),
-        (["--model", "transformer", "--hidden", "32", "64"], ["--hidden is one width"]),
+        (["--model", "transformer", "--hidden", "32", "64"], ["--hidden takes the same width for each layer"]),
     ):
         assert_refused(command("train.py", *base, *flags), *words)
         assert not (tmp_path / "run").exists()
@@ -546,8 +417,8 @@ def test_without_transformers_it_says_what_to_install(tmp_path):
     assert_refused(done, "--model hf:some/model needs another library: pip install transformers")
 
 
-def test_a_pretrained_encoder_is_tuned_and_travels(tmp_path):
-    """A tiny encoder with random weights, made here, stands for one from the hub."""
+def test_a_pretrained_encoder_is_fine_tuned_and_kept_in_the_checkpoint(tmp_path):
+    """A tiny encoder with random weights, made here, represents one from the hub."""
     transformers = pytest.importorskip("transformers")
     words = sorted({w for t in reviews()["review"] for w in re.findall(r"\w+|\S", t.lower())})
     (tmp_path / "hub").mkdir()
@@ -566,12 +437,12 @@ def test_a_pretrained_encoder_is_tuned_and_travels(tmp_path):
         assert torch.allclose(run.pipeline.model.encoder.state_dict()[name], weight), name
     run = text_run(tmp_path / "run", table=reviews(600), model=f"hf:{tmp_path / 'hub'}", epochs=12, lr=3e-3)
     assert run.test["accuracy"] > 0.9
-    (tmp_path / "hub").rename(tmp_path / "gone")  # the checkpoint needs it no more
+    (tmp_path / "hub").rename(tmp_path / "gone")  # the checkpoint does not need it any more
     loaded = Pipeline.load(run.out / "best.pt")
     records = reviews(20, seed=4)
     pd.testing.assert_frame_equal(loaded.predict(records), run.pipeline.predict(records), rtol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "gone")
-    assert loaded.preprocessor(["this one: great"])[0].tolist() == tokenizer("this one: great")["input_ids"]
+    assert loaded.preprocessor(["this one: great"])["text"][0].tolist() == tokenizer("this one: great")["input_ids"]
 
 
 @pytest.fixture
@@ -599,46 +470,30 @@ def test_a_pretrained_tokenizer_gets_raw_texts_and_needs_no_padding(hub):
     table, tokenizer = reviews()[["review", "binary"]], AutoTokenizer.from_pretrained(hub / "gpt2")
     table.loc[:20, "review"] = "lovely film " * 100  # longer than there are positions
     run = text_run(hub / "run", table=table, model=f"hf:{hub / 'gpt2'}", epochs=1)
-    known, raw = run.pipeline.preprocessor, ["Don't stop, it's great!", "a\u200bb\tc  d", tokenizer.decode([0])]
-    for text, ids in zip(raw, known(raw), strict=True):
-        assert ids[ids != known.padding].tolist() == tokenizer(text)["input_ids"]
-    assert known.max_length == 64 and tokenizer(raw[2])["input_ids"] == [0]
-    answers = run.pipeline.predict([*raw, "", "\ud800"])
+    column, raw = run.pipeline.preprocessor.lone, ["Don't stop, it's great!", "a\u200bb\tc  d", tokenizer.decode([0])]
+    for text, ids in zip(raw, run.pipeline.preprocessor(raw)["text"], strict=True):
+        assert ids[ids != column.padding].tolist() == tokenizer(text)["input_ids"]
+    assert column.max_length == 64 and tokenizer(raw[2])["input_ids"] == [0]
+    predictions = run.pipeline.predict([*raw, "", "\ud800"])
     alone = pd.concat([run.pipeline.predict([text]) for text in raw])
-    assert np.allclose(answers["probability"][:3], alone["probability"], atol=1e-6) and answers.notna().all(axis=None)
+    assert np.allclose(predictions["probability"][:3], alone["probability"], atol=1e-6)
+    assert predictions.notna().all(axis=None)
 
 
 def test_what_a_pretrained_network_cannot_read_is_refused(hub):
-    for name, words in (("gpt2", "reads no 65 tokens: give a lower --max-length"), ("t5", "is a t5: only encoders")):
+    for name, words in (("gpt2", "cannot read 65 tokens: give a lower --max-length"), ("t5", "is a t5.*only encoders")):
         with pytest.raises(UserError, match=words):
             text_run(hub / "run", model=f"hf:{hub / name}", data={"max_length": 65})
 
 
-def test_replacing_a_field_of_a_preprocessor_makes_a_new_one():
-    fitted = fit(["abc def"] * 3)
-    shorter = replace(fitted, max_length=3)
-    assert shorter(["abc def"]).shape[1] < fitted(["abc def"]).shape[1]
-
-
-def test_a_folder_of_texts_is_learned_and_answered_by_file(tmp_path):
+def test_a_folder_of_texts_is_learned_from_and_predicted_by_file(tmp_path):
     for i, row in enumerate(reviews(60).itertuples()):
         path = tmp_path / "texts" / row.binary / f"{i:02}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(row.review, encoding="utf-8")
     run = quick_run(tmp_path / "run", None, data=DataConfig(data=str(tmp_path / "texts")), epochs=2)
-    command(
-        "predict.py", "--checkpoint", run.out / "best.pt", "--input", tmp_path / "texts", "--output", tmp_path / "a.csv"
-    )
-    answers = pd.read_csv(tmp_path / "a.csv")
+    predictions = predict_file(run.out / "best.pt", tmp_path / "texts", tmp_path / "a.csv")
     files = sorted((tmp_path / "texts").rglob("*.txt"))
-    assert answers["file"].tolist() == list(map(str, files))
-    asked = run.pipeline.predict([path.read_text(encoding="utf-8") for path in files])
-    assert np.allclose(answers["probability"], asked["probability"], atol=1e-6)
-
-
-@pytest.mark.parametrize("letters", ["", "\nfílm è,pos"])
-def test_a_byte_that_is_no_utf8_is_named_by_its_row(tmp_path, letters):
-    rows = "".join(f"\nfine film {i},pos\nbad film {i},neg" for i in range(20))
-    (tmp_path / "t.csv").write_bytes(f"text,label{letters}{rows}\nbro".encode() + b"\xffken,pos" + rows.encode())
-    with pytest.raises(UserError, match=f"row {41 + bool(letters)} holds bytes that are no UTF-8"):
-        read_table(tmp_path / "t.csv")
+    assert predictions["file"].tolist() == list(map(str, files))
+    in_memory = run.pipeline.predict([path.read_text(encoding="utf-8") for path in files])
+    assert np.allclose(predictions["probability"], in_memory["probability"], atol=1e-6)

@@ -1,4 +1,4 @@
-"""The loop learns what it should, follows torch's schedules, counts samples, and stops before harm is done."""
+"""The loop learns, follows torch's schedules, weights by samples, and stops before the weights are spoiled."""
 
 import math
 from dataclasses import replace
@@ -11,16 +11,19 @@ from conftest import TARGETS, quick_run, table_for
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-import journal
-from config import DataConfig, ModelConfig, TrainConfig
+import progress
+from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dataloader import make_loader
 from errors import UserError
-from model import MODELS, Bag, Dropout, build_model
+from model import MODELS, Dropout, NGramBag, build_model
 from pipeline import Pipeline
+from preprocessing import Preprocessor
+from preprocessing.image import ImageColumn
 from task import Task
-from trainer import Trainer, build_lr_scheduler, build_optimizer
+from trainer import Trainer, build_lr_scheduler, build_optimizer, seed_all, seed_weights
 
-FACTS = {"in_features": 6, "category_sizes": [4], "hidden": [32, 16], "activation": "relu", "batch_norm": True}
+ARGS = {"in_features": 5, "category_sizes": [4], "hidden": [32, 16], "activation": "relu", "batch_norm": True}
+NUMBERS = {"in_features": 6, "category_sizes": []}  # for `make_inputs(…, categories=False)`
 
 
 def make_task(kind: str) -> Task:
@@ -28,50 +31,55 @@ def make_task(kind: str) -> Task:
     return Task.fit(pd.Series(targets, name="y"), kind)
 
 
-def make_inputs(n: int, kind: str, seed: int = 0):
+def make_inputs(n: int, kind: str, seed: int = 0, categories: bool = True):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 6, generator=generator)
-    x[:, 5] = torch.randint(0, 4, (n,), generator=generator)
+    codes = torch.randint(0, 4, (n, 1), generator=generator)
+    inputs = {"numbers": x[:, :5], "categories": codes} if categories else {"numbers": x}
     if kind == "regression":
-        return x, torch.randn(n, generator=generator)
-    return x, torch.randint(0, 3 if kind == "multiclass" else 2, (n,), generator=generator).to(
-        torch.int64 if kind == "multiclass" else torch.float32
-    )
+        return inputs, torch.randn(n, generator=generator)
+    targets = torch.randint(0, 3 if kind == "multiclass" else 2, (n,), generator=generator)
+    return inputs, targets if kind == "multiclass" else targets.float()
 
 
-def make_trainer(kind="binary", *, facts=None, model=None, **options) -> Trainer:
+def make_trainer(kind="binary", *, args=None, model=None, **options) -> Trainer:
     torch.manual_seed(0)
     task = make_task(kind)
-    model = model or build_model("mlp", FACTS | {"out_features": task.out_features, "dropout": 0.0} | (facts or {}))
-    return Trainer(Pipeline(model, task), TrainConfig(**{"epochs": 2, "threads": 1, "patience": 0} | options))
+    model = model or build_model(["mlp"], ARGS | {"out_features": task.out_features, "dropout": 0.0} | (args or {}))
+    run = RunConfig(threads=options.pop("threads", 1))
+    return Trainer(Pipeline(model, task), TrainConfig(**{"epochs": 2, "patience": 0} | options), run)
 
 
-def loaders(n=64, kind="binary", batch_size=16):
-    return make_loader(*make_inputs(n, kind), batch_size, shuffle=True), make_loader(
-        *make_inputs(40, kind, 1), 40, shuffle=False
+def loaders(n=64, kind="binary", batch_size=16, categories=True):
+    return (
+        make_loader(*make_inputs(n, kind, categories=categories), batch_size, shuffle=True),
+        make_loader(*make_inputs(40, kind, 1, categories), 40, shuffle=False),
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "mlp bag cnn"])
 @pytest.mark.parametrize("kind", TARGETS)
 def test_overfits_32_samples(name, kind, monkeypatch):
-    monkeypatch.setattr(Bag, "LEFT_OUT", 0.0)  # as dropout
-    x, y = make_inputs(32, kind)
-    facts = FACTS | {"out_features": make_task(kind).out_features, "dropout": 0.0}
-    generator = torch.Generator().manual_seed(0)
-    if name == "cnn":
-        x = torch.randn(32, 3, 8, 8, generator=generator)
-        facts |= {"in_channels": 3, "image_size": 8}
-    elif name != "mlp":
-        x = torch.randint(2, 2000, (32, 50), generator=generator, dtype=torch.int32)
-        facts |= {"vocab_size": 2000, "max_length": 50, "padding": 0, "hidden": [64, 64]}
+    monkeypatch.setattr(NGramBag, "NGRAM_DROPOUT", 0.0)  # as dropout
+    inputs, targets = make_inputs(32, kind)
+    args = ARGS | {"out_features": make_task(kind).out_features, "dropout": 0.0}
+    generator, names = torch.Generator().manual_seed(0), name.split()
+    if "mlp" not in names:
+        inputs = {}
+    if "cnn" in names:
+        inputs["image"] = torch.randn(32, 3, 8, 8, generator=generator)
+        args |= {"in_channels": 3, "image_size": 8}
+    if names[-1] not in ("mlp", "cnn") or "bag" in names:
+        inputs["text"] = torch.randint(2, 2000, (32, 50), generator=generator, dtype=torch.int32)
+        args |= {"vocab_size": 2000, "known_sizes": [1998], "max_length": 50, "padding": 0, "hidden": [64, 64]}
     if name == "hf":
         sizes = {"vocab_size": 2000, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         config = pytest.importorskip("transformers").BertConfig(**sizes, intermediate_size=64)
-        facts |= {"encoder": config.to_dict()}
-    model = build_model(name, facts)
+        args |= {"encoder": config.to_dict()}
+    torch.manual_seed(0)
+    model = build_model(names, args)
     trainer = make_trainer(kind, model=model, epochs=300, lr=1e-2, weight_decay=0.0, scheduler="none")
-    loader = make_loader(x, y, 32, shuffle=True)
+    loader = make_loader(inputs, targets, 32, shuffle=True)
     history = trainer.fit(loader, loader)
     assert min(row["train/loss"] for row in history) < 0.02
     assert trainer.evaluate(loader)["loss"] < 0.01
@@ -80,7 +88,7 @@ def test_overfits_32_samples(name, kind, monkeypatch):
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"])
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_every_activation_learns(activation, batch_norm):
-    trainer = make_trainer(facts={"activation": activation, "batch_norm": batch_norm}, epochs=30, lr=1e-2)
+    trainer = make_trainer(args={"activation": activation, "batch_norm": batch_norm}, epochs=30, lr=1e-2)
     history = trainer.fit(*loaders())
     assert history[-1]["train/loss"] < history[0]["train/loss"]
 
@@ -165,19 +173,19 @@ def test_warmup_of_one_cycle_is_its_own():
 @pytest.mark.parametrize("batch_size", [5, 16, 63, 64])
 def test_train_loss_is_the_mean_over_samples(batch_size):
     """With weights that do not move, any batch size must give the loss over all records at once."""
-    trainer = make_trainer(facts={"batch_norm": False, "category_sizes": []}, lr=1e-30, epochs=1, weight_decay=0.0)
-    train_loader, val_loader = loaders(64, batch_size=batch_size)
-    x, y = make_inputs(64, "binary")
+    trainer = make_trainer(args=NUMBERS | {"batch_norm": False}, lr=1e-30, epochs=1, weight_decay=0.0)
+    train_loader, val_loader = loaders(64, batch_size=batch_size, categories=False)
+    inputs, targets = make_inputs(64, "binary", categories=False)
     with torch.no_grad():
-        expected = float(trainer.task.loss(trainer.model(x), y))
+        expected = float(trainer.task.loss(trainer.model(**inputs), targets))
     assert trainer.fit(train_loader, val_loader)[0]["train/loss"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_metrics_do_not_depend_on_the_batch_size(kind):
     trainer = make_trainer(kind)
-    x, y = make_inputs(101, kind)
-    results = [trainer.evaluate(make_loader(x, y, size, shuffle=False)) for size in (1, 7, 50, 101)]
+    inputs, targets = make_inputs(101, kind)
+    results = [trainer.evaluate(make_loader(inputs, targets, size, shuffle=False)) for size in (1, 7, 50, 101)]
     for result in results[1:]:
         assert result == pytest.approx(results[0], abs=1e-6)
 
@@ -186,12 +194,10 @@ def test_metrics_do_not_depend_on_the_batch_size(kind):
 def test_accumulated_batches_equal_one_large_batch(n):
     """Also in a last window that is short: the gradient is the mean over its records."""
     weights = []
-    x, y = make_inputs(n, "binary")
+    inputs, targets = make_inputs(n, "binary", categories=False)
     for batch_size, accumulate in ((32, 1), (8, 4)):
-        trainer = make_trainer(
-            facts={"batch_norm": False, "category_sizes": []}, optimizer="SGD", lr=0.1, accumulate=accumulate
-        )
-        loader = make_loader(x, y, batch_size, shuffle=False)
+        trainer = make_trainer(args=NUMBERS | {"batch_norm": False}, optimizer="SGD", lr=0.1, accumulate=accumulate)
+        loader = make_loader(inputs, targets, batch_size, shuffle=False)
         trainer.fit(loader, loader)
         weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
     assert torch.allclose(*weights, atol=1e-6)
@@ -231,11 +237,11 @@ def test_monitor_picks_by_its_own_direction(tmp_path):
 
 @pytest.mark.parametrize("check_every", [1, 3])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoiled(check_every):
-    """1 is the way of a CPU; 3 that of an accelerator, where the optimizer skips and the host looks later."""
-    x, y = make_inputs(64, "binary")
-    x[37, 0] = math.nan
-    loader = make_loader(x, y, 8, shuffle=False)
-    trainer = make_trainer(facts={"batch_norm": False})
+    """1: as on a CPU. 3: as on an accelerator, where the optimizer skips steps and the host checks later."""
+    inputs, targets = make_inputs(64, "binary")
+    inputs["numbers"][37, 0] = math.nan
+    loader = make_loader(inputs, targets, 8, shuffle=False)
+    trainer = make_trainer(args={"batch_norm": False})
     trainer.check_every = check_every
     with pytest.raises(UserError, match=r"not finite in epoch 1, batch 5\b.*lower --lr"):
         trainer.fit(loader, loader)
@@ -243,17 +249,28 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoiled(check_ev
     assert trainer.steps == (4 if check_every == 1 else 6 - 1)
 
 
-def test_a_run_that_never_learned_leaves_nothing_behind(tmp_path):
+def test_a_run_that_diverges_at_once_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match="not finite"):
         quick_run(tmp_path / "run", table_for("regression"), data=DataConfig(target="regression"), lr=1e30)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_and_epochs_have_random_streams_of_their_own():
+    draws = []
+    for seed in (0, 1):
+        for start in (lambda s: seed_weights(s), lambda s: seed_all(s, 0), lambda s: seed_all(s, 1)):
+            start(seed)
+            draws.append(torch.rand(4).tolist())
+            start(seed)
+            assert torch.rand(4).tolist() == draws[-1]
+    assert len({tuple(draw) for draw in draws}) == 6
 
 
 def test_all_randomness_follows_from_seed_and_epoch(tmp_path):
     table = table_for("multiclass")
     shas = []
     for i, seed in enumerate((0, 0, 1)):
-        torch.manual_seed(i)  # what came before must not matter
+        torch.manual_seed(i)  # earlier draws must not matter
         run = quick_run(
             tmp_path / str(i), table, data=DataConfig(target="multiclass"), model=ModelConfig(dropout=0.3), seed=seed
         )
@@ -271,33 +288,56 @@ def test_validation_is_neither_shuffled_nor_trained_on():
     assert not trainer.model.training
 
 
-def test_any_module_and_any_loader_will_do():
+def test_any_module_and_any_loader_of_tensors():
     class Mine(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = nn.Linear(6, 3)
+            self.layer = nn.Linear(5, 3)
 
         def forward(self, x):
             return self.layer(x)
 
-    x, y = make_inputs(64, "multiclass")
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=10, shuffle=True)
+    inputs, targets = make_inputs(64, "multiclass")
+    data = torch.utils.data.TensorDataset(inputs["numbers"], targets)
+    loader = torch.utils.data.DataLoader(data, batch_size=10, shuffle=True)
     history = make_trainer("multiclass", model=Mine(), epochs=5, lr=0.05).fit(loader, loader)
     assert history[-1]["train/loss"] < history[0]["train/loss"]
 
 
+def test_mixed_precision_is_for_the_network_alone():
+    """Under bfloat16 the coordinates of augmented pixels would be rounded."""
+
+    class Recorder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.inputs = nn.Parameter(torch.zeros(1)), []
+
+        def forward(self, image):
+            self.inputs.append(image)
+            return image.mean(dim=(1, 2, 3))[:, None] * self.weight
+
+    column = ImageColumn("photo", 32, 3, [0.5] * 3, [0.25] * 3, augment="strong", flip=True)
+    pixels, model = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), Recorder()
+    loader = make_loader({"image": pixels}, torch.zeros(16), 16, shuffle=False)
+    for amp in (False, True):
+        pipeline = Pipeline(model, make_task("binary"), Preprocessor((column,), {}))
+        Trainer(pipeline, TrainConfig(epochs=1, amp=amp), RunConfig(threads=1)).fit(loader, loader)
+    full, mixed = model.inputs[0], model.inputs[2]
+    assert full.dtype == mixed.dtype == torch.float32 and torch.equal(full, mixed)
+
+
 def test_thread_count_follows_the_work():
-    small, large = make_trainer(threads=0), make_trainer(threads=0, facts={"hidden": [2048, 2048]})
+    small, large = make_trainer(threads=0), make_trainer(threads=0, args={"hidden": [2048, 2048]})
     assert small._choose_threads(loaders()[0], available=8) == 1
     assert large._choose_threads(loaders(512, batch_size=512)[0], available=8) == 8
     before = torch.get_num_threads()
     small.fit(*loaders())
-    assert small.threads == 1 and torch.get_num_threads() == before
+    assert small.threads == small.pipeline.threads == 1 and torch.get_num_threads() == before
 
 
 def test_the_bar_shows_loss_metric_and_speed(capsys, monkeypatch):
-    monkeypatch.setattr(journal, "tqdm", lambda **o: __import__("tqdm").tqdm(**o | {"disable": False}))
-    monkeypatch.setattr(journal, "SHOW_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "tqdm", lambda **o: __import__("tqdm").tqdm(**o | {"disable": False}))
+    monkeypatch.setattr(progress, "SHOW_SECONDS", 0.0)
     make_trainer(epochs=3).fit(*loaders())
     shown = capsys.readouterr()
     assert (
@@ -312,7 +352,7 @@ def test_without_a_terminal_there_are_about_ten_plain_lines(capsys):
     assert "\r" not in shown.err and 10 <= shown.out.count("\n") <= 12
 
 
-def test_dropout_drops_as_many_as_it_says_and_keeps_the_mean():
+def test_dropout_drops_its_share_and_keeps_the_mean():
     torch.manual_seed(0)
     layer, x = Dropout(0.25), torch.ones(1000, 999, requires_grad=True)
     y = layer(x)
@@ -323,19 +363,19 @@ def test_dropout_drops_as_many_as_it_says_and_keeps_the_mean():
     assert torch.equal(layer.eval()(x), x)
 
 
-def test_the_unknown_code_is_trained():
-    """Even where no training row holds an unknown category, its vector moves away from where it began."""
-    x, y = make_inputs(400, "binary")
-    x[:, 5] = x[:, 5].clamp(min=1)
+def test_the_unknown_embedding_is_trained():
+    """Even if no training row has an unknown category, its embedding is trained."""
+    inputs, targets = make_inputs(400, "binary")
+    inputs["categories"].clamp_(min=1)
     trainer = make_trainer(epochs=5)
-    before = trainer.model.layers[0].tables[0].weight[0].clone()
-    loader = make_loader(x, y, 32, shuffle=True)
+    before = trainer.model.embedding.tables[0].weight[0].clone()
+    loader = make_loader(inputs, targets, 32, shuffle=True)
     trainer.config = replace(trainer.config, weight_decay=0.0)
     trainer.fit(loader, loader)
-    assert not torch.allclose(trainer.model.layers[0].tables[0].weight[0], before, atol=1e-4)
+    assert not torch.allclose(trainer.model.embedding.tables[0].weight[0], before, atol=1e-4)
 
 
-def test_a_network_that_asks_for_what_the_data_do_not_have():
+def test_a_network_that_needs_what_the_data_do_not_provide():
     class Words(nn.Module):
         def __init__(self, *, vocab_size: int, out_features: int):
             super().__init__()
@@ -343,19 +383,19 @@ def test_a_network_that_asks_for_what_the_data_do_not_have():
     MODELS["words"] = Words
     try:
         with pytest.raises(UserError, match="--model words needs vocab_size"):
-            build_model("words", FACTS | {"out_features": 1})
+            build_model(["words"], ARGS | {"out_features": 1})
     finally:
         del MODELS["words"]
 
 
-def test_a_monitor_that_is_no_number_is_refused():
+def test_a_monitor_that_is_nan_is_refused():
     trainer = make_trainer(monitor="roc_auc")
-    x, _ = make_inputs(20, "binary")
+    inputs, _ = make_inputs(20, "binary")
     with pytest.raises(UserError, match="--monitor roc_auc is not defined"):
-        trainer.fit(loaders()[0], make_loader(x, torch.zeros(20), 20, shuffle=False))
+        trainer.fit(loaders()[0], make_loader(inputs, torch.zeros(20), 20, shuffle=False))
 
 
-def test_few_epochs_do_not_begin_with_a_drop():
+def test_few_epochs_do_not_start_with_a_drop():
     assert make_trainer(scheduler="MultiStepLR", epochs=1, lr=0.5).fit(*loaders())[0]["lr"] == 0.5
 
 

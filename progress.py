@@ -1,4 +1,4 @@
-"""What a person can follow of a run: a bar or plain lines, history.csv, TensorBoard."""
+"""Progress of a run: a bar or plain lines, history.csv, TensorBoard."""
 
 import csv
 from pathlib import Path
@@ -7,14 +7,14 @@ from tqdm import tqdm
 
 from errors import UserError
 
-SHOW_SECONDS = 0.5  # between two looks of the bar: reading the loss waits for the device
+SHOW_SECONDS = 0.5  # between two updates of the bar: reading the loss waits for the device
 
 
-class Journal:
-    """Show and write down the epochs of a run.
+class Progress:
+    """Show and record the epochs of a run.
 
-    out: the run folder, for history.csv and TensorBoard events; None writes nothing.
-    records: of an epoch.  history: epochs that are done already, written again.
+    out: the run folder, for history.csv and TensorBoard events; None records nothing.
+    records: number of records per epoch.  history: rows of epochs that are already done; they are written again.
     """
 
     def __init__(self, out: Path | None, *, epochs: int, records: int, monitor: str, history: list[dict]):
@@ -34,24 +34,24 @@ class Journal:
             out.mkdir(parents=True, exist_ok=True)
             self.csv = open(out / "history.csv", "w", encoding="utf-8", newline="")
         except OSError as error:
-            raise UserError(f"--out {out}: the folder cannot be made or written to ({error.strerror}).") from None
+            raise UserError(f"--out {out}: cannot create the folder or write to it ({error.strerror}).") from None
         self.board = SummaryWriter(str(out), purge_step=len(history) + 1)
         for row in history:
             self._write(row)
 
     def is_due(self, now: float) -> bool:
-        """Tell whether there is a bar that is to be brought up to date."""
+        """Return whether there is a bar and its next update is due."""
         return not self.bar.disable and now - self.shown_at >= SHOW_SECONDS
 
     def show(self, now: float, epoch: int, samples: int, loss: float) -> None:
-        """Bring the bar up to date inside an epoch, after `samples` records with the mean `loss`."""
+        """Update the bar within an epoch, after `samples` records with mean `loss`."""
         self.shown_at = now
         self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
         self.bar.set_postfix_str(f"loss {loss:.4f}{self.latest}", refresh=False)
         self.bar.update(epoch * self.records + samples - self.bar.n)
 
     def end_epoch(self, row: dict) -> None:
-        """Write a row of the history; without a bar, print about ten of them."""
+        """Record a row of the history. Without a bar, print about ten of the rows."""
         if self.out:
             self._write(row)
         self.latest = f", val {self.monitor} {row[f'val/{self.monitor}']:.4f}"

@@ -1,4 +1,4 @@
-"""Augmentation of training batches: a whole batch of pixels at once, on its device, never of validation or test."""
+"""Augment training images: a whole batch of pixels at once, on its device."""
 
 import math
 from dataclasses import dataclass
@@ -9,40 +9,40 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-# Half-widths of what is drawn for each image: shift as a share of the side, turn in degrees, zoom, brightness,
-# contrast and saturation as factors around 1, and the chance that a rectangle is erased.
+# Drawn for each image: shift up to this share of the side, rotation up to this many degrees, zoom, brightness,
+# contrast and saturation as factors up to this far from 1, and the probability that a rectangle is erased.
 STRENGTHS = {
-    "light": {"shift": 0.10, "turn": 0.0, "zoom": 0.0, "colour": 0.0, "erase": 0.0},
-    "standard": {"shift": 0.10, "turn": 10.0, "zoom": 0.10, "colour": 0.2, "erase": 0.0},
-    "strong": {"shift": 0.15, "turn": 20.0, "zoom": 0.25, "colour": 0.4, "erase": 0.5},
+    "light": {"shift": 0.10, "rotation": 0.0, "zoom": 0.0, "colour": 0.0, "erase": 0.0},
+    "standard": {"shift": 0.10, "rotation": 10.0, "zoom": 0.10, "colour": 0.2, "erase": 0.0},
+    "strong": {"shift": 0.15, "rotation": 20.0, "zoom": 0.25, "colour": 0.4, "erase": 0.5},
 }
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop with padding, zoom, rotation and flip (one resampling for all), colour jitter, and erasing.
+    """Random shift, zoom, rotation and flip (one resampling for all), colour jitter, and erasing.
 
-    All random numbers come from torch's global CPU generator, which the trainer sets by (seed, epoch).
+    All random numbers come from torch's global CPU generator, which the trainer seeds by (seed, epoch).
     """
 
     shift: float
-    turn: float
+    rotation: float
     zoom: float
     colour: float
     erase: float
     flip: bool
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return changed images for uint8 pixels (N, C, H, W): float 0 … 255 on the same device."""
-        images = self._moved(pixels.float())
+        """Return augmented copies of uint8 pixels (N, C, H, W): float 0 … 255 on the same device."""
+        images = self._move(pixels.float())
         if self.colour:
-            images = self._coloured(images)
-        return self._erased(images) if self.erase else images
+            images = self._jitter(images)
+        return self._erase(images) if self.erase else images
 
-    def _moved(self, images: Tensor) -> Tensor:
-        """Shift, zoom, turn and flip: one affine map for each image, the border pixels repeated beyond the edge."""
+    def _move(self, images: Tensor) -> Tensor:
+        """Shift, zoom, rotate and flip by one affine map for each image; border pixels are repeated beyond the edge."""
         n = len(images)
-        angle = math.radians(self.turn) * _uniform(n)
+        angle = math.radians(self.rotation) * _uniform(n)
         scale = 1 + self.zoom * _uniform(n)
         mirror = 1 - 2 * (torch.rand(n) < 0.5).float() if self.flip else torch.ones(n)
         cos, sin = angle.cos() * scale, angle.sin() * scale
@@ -54,7 +54,8 @@ class Augmentation:
         grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
-    def _coloured(self, images: Tensor) -> Tensor:
+    def _jitter(self, images: Tensor) -> Tensor:
+        """Change brightness, saturation and contrast."""
         n, channels = images.shape[:2]
         factors = (1 + self.colour * _uniform(3, n)).to(images.device)[..., None, None, None]
         images = images * factors[0]  # brightness
@@ -65,16 +66,16 @@ class Augmentation:
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
         return (mean + (images - mean) * factors[1]).clamp(0, 255)  # contrast
 
-    def _erased(self, images: Tensor) -> Tensor:
-        """Paint a rectangle of the image's mean over some images (Zhong et al., "Random Erasing", 2017)."""
+    def _erase(self, images: Tensor) -> Tensor:
+        """Fill a rectangle of some images with the image's mean (Zhong et al., "Random Erasing", 2017)."""
         n, _, height, width = images.shape
         sides = 0.2 + 0.2 * torch.rand(2, n)  # share of the side
         starts = torch.rand(2, n) * (1 - sides)
-        hit = torch.rand(n) < self.erase
+        erased = torch.rand(n) < self.erase
         begin, end = starts[..., None], (starts + sides)[..., None]
         rows, columns = torch.arange(height) / height, torch.arange(width) / width
         rows, columns = (rows >= begin[0]) & (rows < end[0]), (columns >= begin[1]) & (columns < end[1])
-        mask = (rows[:, :, None] & columns[:, None, :] & hit[:, None, None])[:, None]  # (N, 1, H, W)
+        mask = (rows[:, :, None] & columns[:, None, :] & erased[:, None, None])[:, None]  # (N, 1, H, W)
         return torch.where(mask.to(images.device), images.mean(dim=(1, 2, 3), keepdim=True), images)
 
 
@@ -89,27 +90,27 @@ def make_augmentation(strength: str, flip: bool) -> Augmentation | None:
 
 
 def flip_is_harmless(pixels: Tensor, labels: Tensor) -> tuple[bool, str]:
-    """Tell from training images whether a mirrored image still shows its class: yes for cats, no for digits.
+    """Return whether mirrored training images still show their class (cats do, digits do not), and why.
 
-    Each image goes to the class whose mean image is nearest, as it is and mirrored. Where mirroring loses more than a
-    tenth of those that were right, left and right mean something. Returns (answer, why).
+    Each image is assigned to the class with the nearest mean image, as it is and mirrored. If mirroring loses more than
+    a tenth of the correct assignments, left and right are part of the class.
     """
     chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), 5000)).long()
     small = F.adaptive_avg_pool2d(pixels[chosen].float(), min(16, pixels.shape[-1]))
     labels = labels[chosen].long()
     means = torch.stack([small[labels == c].mean(dim=0) for c in labels.unique()])
 
-    def share_right(images: Tensor) -> float:
+    def accuracy(images: Tensor) -> float:
         nearest = torch.cdist(images.flatten(1), means.flatten(1)).argmin(dim=1)
         return (labels.unique()[nearest] == labels).float().mean().item()
 
-    plain, mirrored = share_right(small), share_right(small.flip(-1))
-    why = f"nearest to their class's mean image: {plain:.0%} as they are, {mirrored:.0%} mirrored"
+    plain, mirrored = accuracy(small), accuracy(small.flip(-1))
+    why = f"closest to the mean of their own class: {plain:.0%} of the images, {mirrored:.0%} when mirrored"
     return mirrored >= 0.9 * plain, why
 
 
 def contact_sheet(images: Tensor, columns: int = 8) -> Image.Image:
-    """Lay images (N, C, H, W), 0 … 255, out in rows, enlarged to at least 64 pixels, for a person to look at."""
+    """Arrange images (N, C, H, W), 0 … 255, in rows of one picture, enlarged to at least 64 pixels each."""
     images = images.round().clamp(0, 255).to(torch.uint8).cpu()
     n, channels, height, width = images.shape
     rows, gap = math.ceil(n / columns), 1

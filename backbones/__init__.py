@@ -1,0 +1,1 @@
+"""Pretrained encoders that networks can be built on."""

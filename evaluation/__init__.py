@@ -1,0 +1,1 @@
+"""Evaluate models and data: drift against the training data."""

@@ -1,0 +1,191 @@
+"""The protocol of a column: what every kind of column does, with defaults for the parts that a simple kind skips."""
+
+import os
+from datetime import date
+from functools import cached_property
+from typing import ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from config import DataConfig
+from preprocessing.parsing import decimal_sign, parse_numbers, to_text
+from preprocessing.ragged import Ragged
+
+Encoded = Tensor | Ragged  # a column's records: (N, …), or token ids of different lengths
+
+
+def count_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def evenly_spaced(records: pd.DataFrame | Tensor, count: int):
+    """Return `count` records from the whole length of a table, which is often sorted by class."""
+    step = max(1, len(records) // count)
+    return records[::step][:count]
+
+
+def to_tensor(values: np.ndarray) -> Tensor:
+    """Return an array as a tensor that shares its memory, copied only if it is read-only (as arrays of Arrow are)."""
+    return torch.from_numpy(np.require(values, requirements="W"))
+
+
+class Cells:
+    """The training cells of one column, with what several kinds need to recognise themselves, computed once."""
+
+    def __init__(self, values: pd.Series):
+        self.values, self.name = values, str(values.name)
+
+    @cached_property
+    def text(self) -> pd.Series:
+        """Stripped text; missing cells are missing. Bytes of files are represented by their hash."""
+        values = self.values
+        if values.dtype == object:
+            values = values.map(lambda cell: str(hash(cell)) if isinstance(cell, bytes) else cell)
+        return to_text(values)
+
+    @cached_property
+    def present(self) -> pd.Series:
+        return self.text.dropna()
+
+    @cached_property
+    def distinct(self) -> int:
+        return self.present.nunique()
+
+    @cached_property
+    def words(self) -> float:
+        """Mean number of words in a cell."""
+        return float(self.present.str.count(r"\s+").mean()) + 1
+
+    @cached_property
+    def numbers(self) -> np.ndarray | None:
+        """The present cells as float64; None unless all of them are numbers."""
+        if pd.api.types.is_bool_dtype(self.values.dtype):
+            return None
+        numbers, wrong = parse_numbers(self.values, decimal_sign(self.values))
+        return None if wrong.any() else numbers[~np.isnan(numbers)]
+
+
+class Column:
+    """A fitted column: the base of one frozen dataclass per kind.
+
+    A kind's fields are plain values (str, int, float, list), so `dataclasses.asdict` is its whole state. Only fitting
+    makes one, so an unfitted column cannot exist. All kinds share two steps: `encode` turns cells into tensors, once
+    per record; `batch` completes a batch on its device. A simple kind has `detect`, `fit`, `parse`, `transform`,
+    `model_args`, `summary` and `json_schema`; `number.py` is an example.
+    """
+
+    name: str
+    kind: ClassVar[str]
+    input: ClassVar[str]  # the named tensor that it feeds: numbers, categories, text or image
+    eval_batch_size: ClassVar[int] = 8192  # records in a forward pass without gradients
+    read_rows: ClassVar[int] = 65_536  # records that predict.py holds in memory at once
+    file_endings: ClassVar[tuple[str, ...]] = ()  # of files that can be one cell each
+    path_cells: ClassVar[bool] = False  # cells may be file names, relative to the folder of their table
+    long_cells: ClassVar[bool] = False  # a cell may be as long as a book
+    encodes_outside_graph: ClassVar[bool] = False  # an exported graph takes ids that only `encode` can make
+    max_examples: int = 16  # records that a checkpoint keeps for its self-check
+    onnx_keys: tuple | list = ()  # strings that an exported graph looks up, for codes from 1 up
+    own_ids: int = 0  # token ids that belong to this column alone, numbered from 2 + its `offset`
+
+    @classmethod
+    def detect(cls, cells: Cells, config: DataConfig) -> bool:
+        """Tell whether training cells are of this kind. Kinds are tried in the order of the registry."""
+        raise NotImplementedError
+
+    @classmethod
+    def id_reason(cls, cells: Cells, config: DataConfig) -> str:
+        """Tell why a column of this kind is only an identifier, from which nothing can be learned; "" if it is not."""
+        return ""
+
+    @classmethod
+    def fit(cls, values: pd.Series, config: DataConfig) -> Self:
+        """Fit to training cells. Raises UserError if they are not of this kind."""
+        raise NotImplementedError
+
+    @classmethod
+    def fit_encode(
+        cls, values: pd.Series, config: DataConfig, labels: np.ndarray | None = None
+    ) -> tuple[Self, Encoded]:
+        """Fit to training cells and encode them; a kind that is slow to read overrides this, to read each cell once.
+
+        labels: class index of each row (N,); None for regression.
+        """
+        column = cls.fit(values, config)
+        return column, column.encode(values)
+
+    def parse(self, values: pd.Series) -> np.ndarray:
+        """Return the cells as numbers, strings, ids or pixels (N, …): what an exported graph takes for this column.
+
+        Raises UserError, naming row and column, for a cell that cannot be read.
+        """
+        raise NotImplementedError
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Turn parsed cells into this column's part of its input (N, …), in operations that ONNX has as well."""
+        raise NotImplementedError
+
+    def encode(self, values: pd.Series) -> Encoded:
+        """Encode cells. Raises UserError, naming row and column, for a cell that cannot be read."""
+        return self.transform(to_tensor(self.parse(values)))
+
+    def batch(self, x: Tensor, *, training: bool = False) -> Tensor:
+        """Complete a batch of encoded records on its device; only `training` batches may be augmented."""
+        return x
+
+    @classmethod
+    def model_args(cls, columns: list[Self]) -> dict:
+        """Return the constructor arguments that all columns of one input give a network."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """Say in a few words what becomes of the cells."""
+        raise NotImplementedError
+
+    def json_schema(self, profile: dict, examples: list) -> dict:
+        """Describe one cell of a request as JSON schema.
+
+        profile: the training distribution of this column (see evaluation/drift.py).  examples: some training cells.
+        """
+        raise NotImplementedError
+
+    def profile_values(self, values: pd.Series, encoded: Encoded) -> dict[str, np.ndarray]:
+        """Return what drift is measured on, by name: floats with NaN, or words with "" for a missing cell."""
+        return {self.name: self.parse(values)}
+
+    def count_unknown(self, encoded: Encoded) -> int:
+        """Count cells whose value training did not know."""
+        return 0
+
+    def examples(self, values: pd.Series) -> list:
+        """Return cells as values that JSON can hold."""
+        return [_plain(value) for value in values]
+
+    # For columns whose cells are files (path_cells):
+
+    def check_pixels(self, values: pd.Series, limit: int) -> None:
+        """Raise UserError for cells that would take more than `limit` pixels of memory."""
+
+    def sample_files(self, values: pd.Series) -> list[tuple[str, bytes]]:
+        """Return (file name, bytes) of each cell."""
+        raise NotImplementedError
+
+    def preview(self, x: Tensor):
+        """Return a picture (PIL) of a batch as the network sees it; None for a kind that nobody can look at."""
+        return None
+
+
+def _plain(value):
+    """Return a cell as JSON can hold it: None for a missing one, dates in ISO format."""
+    if isinstance(value, str):
+        return value
+    if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
+        return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, date):
+        return value.isoformat()
+    return value if isinstance(value, (bool, int, float)) else str(value)

@@ -1,0 +1,89 @@
+"""Columns of dates and times: the day, the season, the weekday and the hour."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from config import DataConfig
+from errors import UserError
+from preprocessing.column import Cells, Column
+from preprocessing.number import NumberColumn
+from preprocessing.parsing import date_format, to_days
+
+PERIODS = {"year": 365.2425, "weekday": 7.0, "hour": 1.0}  # days after which a feature of a date repeats
+
+
+@dataclass(frozen=True)
+class DateColumn(Column):
+    """A date: scaled days since 1970, and a point on a circle for each period, so that December is next to January."""
+
+    name: str
+    form: str  # how it is written: a format of strptime, or ISO8601
+    mean: float  # of the training days
+    std: float
+    flag: bool  # training had missing cells: another feature tells them apart
+    clock: bool  # training had times of day
+
+    kind: ClassVar[str] = "date"
+    input: ClassVar[str] = "numbers"
+    model_args = NumberColumn.model_args
+
+    @classmethod
+    def detect(cls, cells: Cells, config: DataConfig) -> bool:
+        values = cells.values
+        return bool(date_format(values if pd.api.types.is_datetime64_any_dtype(values.dtype) else cells.present))
+
+    @classmethod
+    def fit(cls, values: pd.Series, config: DataConfig) -> "DateColumn":
+        form = date_format(values)
+        if not form:
+            raise UserError(
+                f"column {values.name!r}: no single date format fits all cells: give --columns {values.name}=category."
+            )
+        days = to_days(values, form)
+        known = days[~np.isnan(days)]
+        std, clock = float(known.std()) or 1.0, bool((known % 1 != 0).any())
+        return cls(str(values.name), form, float(known.mean()), std, bool(np.isnan(days).any()), clock)
+
+    @property
+    def periods(self) -> dict[str, float]:
+        return {name: days for name, days in PERIODS.items() if name != "hour" or self.clock}
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the features that it gives."""
+        circles = [f"{self.name} {period} {part}" for period in self.periods for part in ("sin", "cos")]
+        return [f"{self.name} day", *circles, *([f"{self.name} missing"] if self.flag else [])]
+
+    def summary(self) -> str:
+        hour = ", hour" if self.clock else ""
+        missing = "; missing: the mean date and a flag" if self.flag else ""
+        return f"{self.form} → day, season, weekday{hour}{missing}"
+
+    def json_schema(self, profile: dict, examples: list) -> dict:
+        examples = [value for value in examples if value]
+        schema = {"type": ["string", "null"], "description": f"date, written as {self.form}", "examples": examples[:1]}
+        if self.form == "ISO8601" and all(re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)) for value in examples):
+            schema["format"] = "date"
+        return schema | {"x-kind": self.kind}
+
+    def parse(self, values: pd.Series) -> np.ndarray:
+        """float64 (N,): days since 1970, NaN for a missing cell."""
+        return to_days(values, self.form)
+
+    def transform(self, x: Tensor) -> Tensor:
+        missing = torch.isnan(x)
+        # Constants as tensors: the ONNX exporter turns Python numbers into float32.
+        days = torch.where(missing, x.new_tensor(self.mean), x)
+        features = [((days - x.new_tensor(self.mean)) / x.new_tensor(self.std)).float()]
+        for period in self.periods.values():
+            # The fraction first: a float32 sine, all that ONNX runtimes have, is then exact enough.
+            turns = days / x.new_tensor(period)
+            angle = (2 * np.pi * (turns - torch.floor(turns))).float()
+            features += [part.masked_fill(missing, 0.0) for part in (torch.sin(angle), torch.cos(angle))]
+        return torch.stack([*features, missing.float()] if self.flag else features, dim=1)

@@ -1,0 +1,204 @@
+"""Decode images of any format, mode, size and orientation into uint8 pixels, as a person sees them."""
+
+import base64
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from errors import BrokenRecords, UserError, error_prefix
+from preprocessing.column import count_cores
+from preprocessing.parsing import NULLS
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow reads some others with external programs
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # of FORMATS
+GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+DATA_URL = "data:image/"  # …png;base64,iVBOR…
+LARGE_IMAGE = 16_000_000  # pixels; larger images are decoded one at a time, to bound the memory
+MANY_IMAGES = 1_000  # from which on decoding shows a progress bar
+UNREADABLE = (  # what Pillow raises
+    OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, NotImplementedError, IndexError
+)  # fmt: skip
+_one_large_image = threading.Lock()
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_open` raises an error instead
+
+
+# ---------------------------------------------------------------- cells
+
+
+def is_data_url(cell) -> bool:
+    return isinstance(cell, str) and cell.startswith(DATA_URL)
+
+
+def is_path(cell) -> bool:
+    """Return whether a cell names a file, rather than holding the image itself or nothing."""
+    return isinstance(cell, (str, os.PathLike)) and not is_data_url(cell) and not is_missing(cell)
+
+
+def is_missing(cell) -> bool:
+    if isinstance(cell, str):
+        return cell.strip() in NULLS
+    return cell is None or (pd.api.types.is_scalar(cell) and pd.isna(cell))
+
+
+def is_image(cell) -> bool:
+    """Return whether a cell looks like an image, without opening it. A web address does not: it is not downloaded."""
+    if isinstance(cell, bytes):
+        return cell.startswith(SIGNATURES)
+    return is_data_url(cell) or (is_path(cell) and "://" not in str(cell) and str(cell).lower().endswith(ENDINGS))
+
+
+def image_bytes(cell: str | bytes) -> bytes:
+    """Return the bytes of an image file: of a path, of a data URL, or the bytes themselves."""
+    if isinstance(cell, bytes):
+        return cell
+    return base64.b64decode(cell.partition(",")[2]) if is_data_url(cell) else Path(cell).read_bytes()
+
+
+def to_data_url(pixels: np.ndarray) -> str:
+    """Return uint8 pixels (channels, H, W) as a png in text that JSON can hold."""
+    file = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, "PNG")
+    return f"{DATA_URL}png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+# ---------------------------------------------------------------- one image
+
+
+def _prefix(cell: str | bytes) -> str:
+    return f"{cell}: " if is_path(cell) else ""
+
+
+def open_image(cell: str | bytes) -> Image.Image:
+    """Open an image without decoding it: a path, the bytes of a file, or a data URL.
+
+    Raises UserError, naming the file, if there is none, or it is not an image or is too large.
+    """
+    if is_missing(cell):
+        raise UserError("the cell is empty, an image is needed.")
+    try:
+        image = Image.open(cell if is_path(cell) else io.BytesIO(image_bytes(cell)), formats=FORMATS)
+        if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses only twice as many
+            raise Image.DecompressionBombError
+        return image
+    except FileNotFoundError:
+        raise UserError(f"{_prefix(cell)}no such image.") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{_prefix(cell)}refused, it has more pixels than {Image.MAX_IMAGE_PIXELS:,}.") from None
+    except UNREADABLE as error:
+        raise UserError(f"{_prefix(cell)}not a readable image ({type(error).__name__}).") from None
+
+
+def _as_seen(image: Image.Image, channels: int) -> Image.Image:
+    """Return what a person sees: turned by its EXIF tag, transparent parts white, 16 bits as 8, grey or RGB."""
+    ImageOps.exif_transpose(image, in_place=True)
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        scale = 1 if image.mode == "F" and values.max(initial=0) <= 255 else 257  # 65,535 / 255
+        strips = np.array_split(values, 1 + len(values) // 256)  # float64 takes four times the memory: a part at a time
+        image = Image.fromarray(np.concatenate([(s / scale).clip(0, 255).round().astype(np.uint8) for s in strips]))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        image = image.convert("RGBA")
+        seen = Image.new(mode, image.size, "white")
+        seen.paste(image, mask=image.getchannel("A"))
+        return seen
+    return image.convert(mode)
+
+
+def read_pixels(cell: str | bytes, size: int, channels: int) -> np.ndarray:
+    """Decode one image: short side to `size`, centre crop; uint8 (channels, size, size).
+
+    Raises UserError, naming the file, if there is none, or it is not an image, is broken or is too large.
+    """
+    with (
+        open_image(cell) as image,
+        _one_large_image if image.width * image.height > LARGE_IMAGE else contextlib.nullcontext(),
+    ):
+        try:
+            image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))  # jpeg: decode no larger than needed
+            seen = _as_seen(image, channels)
+        except UNREADABLE as error:
+            raise UserError(f"{_prefix(cell)}the image is broken ({error}).") from None
+        if seen.size != (size, size):  # the short side fills the square, the long side is cropped
+            seen = ImageOps.fit(seen, (size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(seen)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+# ---------------------------------------------------------------- many images
+
+
+def _located(values: pd.Series, i: int):
+    """Prefix errors of the i-th cell with its row and column; errors of a path name the file themselves."""
+    named = is_path(values.iloc[i])
+    return contextlib.nullcontext() if named else error_prefix(f"row {values.index[i]}, column {values.name!r}")
+
+
+def read_headers(values: pd.Series) -> tuple[list[tuple[int, int, str]], dict[int, str]]:
+    """Return (width, height, mode) of each image that can be opened, and what is wrong with the others by position."""
+    headers, broken = [], {}
+    for i, cell in enumerate(values.tolist()):
+        try:
+            with _located(values, i), open_image(cell) as image:
+                headers.append((image.width, image.height, image.mode))
+        except UserError as error:
+            broken[i] = str(error)
+    return headers, broken
+
+
+def decode(values: pd.Series, size: int, channels: int, *, progress: bool) -> Tensor:
+    """Decode a column of images on all cores: uint8 (N, channels, size, size).
+
+    Raises BrokenRecords, once all are decoded, if some cannot be read.
+    """
+    cells, pixels, broken = values.tolist(), allocate((len(values), channels, size, size)), {}
+
+    def decode_one(i: int) -> None:
+        try:
+            with _located(values, i):
+                pixels[i] = read_pixels(cells[i], size, channels)
+        except UserError as error:
+            broken[i] = str(error)
+
+    with ThreadPoolExecutor(count_cores()) as pool:
+        decoded = pool.map(decode_one, range(len(cells)))
+        for _ in tqdm(decoded, "decoding", len(cells), unit=" images", disable=None if progress else True):
+            pass
+    if broken:
+        raise BrokenRecords(broken)
+    return torch.from_numpy(pixels)
+
+
+def allocate(shape: tuple[int, ...]) -> np.ndarray:
+    """Return room for uint8 pixels in memory; where they would take more than a quarter of it, in a file.
+
+    The file is mapped into memory and has no name: it vanishes with the process, however that ends.
+    Raises UserError if the disk has not enough space.
+    """
+    size = int(np.prod(shape))
+    if size <= _memory() / 4:
+        return np.empty(shape, dtype=np.uint8)
+    # /var/tmp is on disk, where /tmp can be in memory
+    folder = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
+    if size > shutil.disk_usage(folder).free:  # writing to the map would kill the process
+        raise UserError(f"the pixels take {size:,} bytes, more than {folder} has: give a smaller --image-size.")
+    return np.memmap(tempfile.TemporaryFile(dir=folder), dtype=np.uint8, mode="w+", shape=shape)
+
+
+def _memory() -> int:
+    """Bytes of memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30

@@ -1,0 +1,241 @@
+"""The fitted columns of a record: records → named tensors."""
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from config import DataConfig, from_plain
+from errors import UserError, did_you_mean
+from preprocessing.column import Column, Encoded, evenly_spaced
+from preprocessing.infer import KINDS, infer_kind
+from preprocessing.parsing import frame_of
+from preprocessing.ragged import Ragged, RaggedColumns
+
+INPUTS = ("numbers", "categories", "text", "image")  # the named tensors, in the order of a network's arguments
+
+
+def as_frame(records, lone: str = "") -> pd.DataFrame:
+    """Return records as a DataFrame: a DataFrame, a dict, a list of dicts, or bare cells of the `lone` column.
+
+    Rows of a list are numbered from 1. Raises UserError if a column occurs twice or the lone column is missing.
+    """
+    frame = records
+    if not isinstance(records, pd.DataFrame):
+        records = [records] if isinstance(records, (dict, str, bytes)) else list(records)
+        frame = frame_of([{lone: record} if lone and not isinstance(record, dict) else record for record in records])
+        frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
+        if lone and not records:
+            frame[lone] = []
+    if frame.columns.has_duplicates:
+        raise UserError(f"column {frame.columns[frame.columns.duplicated()][0]!r} occurs twice: rename one of them.")
+    return frame
+
+
+def gather(encoded: dict[str, Encoded], rows: Tensor) -> dict[str, Tensor]:
+    """Return the named tensors of some rows; texts are padded to the longest of them."""
+    return {name: part[rows] for name, part in encoded.items()}
+
+
+def take(part: Encoded, rows: Tensor) -> Encoded:
+    """Return some records of an encoded column."""
+    return part[rows] if isinstance(part, Tensor) else part.take(rows)
+
+
+def layout_of(columns: dict[str, type[Column]]):
+    """Return the `sources.Layout` of columns of these kinds."""
+    from sources.layout import Layout  # here, because sources imports preprocessing.parsing
+
+    return Layout(
+        paths=frozenset(name for name, column in columns.items() if column.path_cells),
+        texts=frozenset(name for name, column in columns.items() if column.long_cells),
+        lone=next((name for name, column in columns.items() if column.file_endings), "") if len(columns) == 1 else "",
+    )
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """The fitted columns of a record, and what was left out and why.
+
+    `preprocessor(records)` is `batch(encode(records))`; training, prediction, serving and export use these two steps.
+    """
+
+    columns: tuple[Column, ...]
+    left_out: dict[str, tuple[str, str]]  # name → (kind, why)
+
+    @classmethod
+    def fit(cls, records: pd.DataFrame, config: DataConfig, labels: np.ndarray | None = None) -> "Preprocessor":
+        """Fit to training records without the target.
+
+        labels: class index of each row (N,); None for regression.
+        Raises UserError for a column that cannot be read as its kind, or if no column is left.
+        """
+        return cls.fit_encode(records, config, labels)[0]
+
+    @classmethod
+    def fit_encode(
+        cls, records: pd.DataFrame, config: DataConfig, labels: np.ndarray | None = None
+    ) -> tuple["Preprocessor", dict[str, Encoded]]:
+        """Fit as `fit` does, and return the training records encoded as well, as `encode_columns` does."""
+        overruled, columns, parts, left_out = config.column_kinds(), [], {}, {}
+        splitters = {config.group: "rows are grouped by it", config.time: "rows are split by it"}
+        for name in map(str, records.columns):
+            if name in overruled:
+                kind, why = overruled[name], "by --columns"
+            elif name and name in splitters:
+                kind, why = "drop", splitters[name]
+            else:
+                kind, why = infer_kind(records[name], config)
+            if kind in KINDS:
+                column, parts[name] = KINDS[kind].fit_encode(records[name], config, labels)
+                columns.append(column)
+            else:
+                left_out[name] = (kind, why)
+        if not columns:
+            reasons = "; ".join(f"{name}: {kind}, {why}" for name, (kind, why) in left_out.items())
+            raise UserError(f"no column is left to learn from ({reasons}). Override with --columns NAME=KIND.")
+        preprocessor = cls(_with_disjoint_ids(columns), left_out)
+        for column, fitted in zip(preprocessor.columns, columns, strict=True):
+            if column is not fitted:  # its ids have moved
+                parts[column.name] = parts[column.name].shift(column.offset)
+        return preprocessor, parts
+
+    # ------------------------------------------------------------ records → tensors
+
+    def __call__(self, records) -> dict[str, Tensor]:
+        """Turn records (DataFrame, dict, list of dicts, or bare cells of the only column) into named tensors (N, …).
+
+        Raises UserError, naming row and column, for a missing column or a cell that cannot be read.
+        """
+        encoded = self.encode(records)
+        return self.batch(gather(encoded, torch.arange(len(next(iter(encoded.values()))))))
+
+    def encode(self, records) -> dict[str, Encoded]:
+        """Encode records, once; a batch is a `gather` of rows from the result."""
+        return self.join(self.encode_columns(records))
+
+    def encode_columns(self, records) -> dict[str, Encoded]:
+        """Encode records, each column on its own."""
+        frame = self.as_frame(records)
+        return {column.name: column.encode(frame[column.name]) for column in self.columns}
+
+    def join(self, parts: dict[str, Encoded]) -> dict[str, Encoded]:
+        """Put the columns of each input side by side."""
+        joined = {}
+        for name, columns in self.inputs.items():
+            of_input = [parts[column.name] for column in columns]
+            if len(of_input) == 1:
+                joined[name] = of_input[0]
+            elif isinstance(of_input[0], Ragged):
+                joined[name] = RaggedColumns(of_input)
+            else:
+                joined[name] = torch.cat(of_input, dim=1)
+        return joined
+
+    def batch(self, inputs: dict[str, Tensor], *, training: bool = False) -> dict[str, Tensor]:
+        """Complete a batch of encoded records on its device: augment (if `training`) and normalise."""
+        return {name: self.inputs[name][0].batch(x, training=training) for name, x in inputs.items()}
+
+    def as_frame(self, records) -> pd.DataFrame:
+        """Return records as a DataFrame. Raises UserError for a missing column."""
+        frame = as_frame(records, self.lone.name if self.lone else "")
+        if frame.empty and not len(frame.columns):  # no records lack no column
+            frame = frame.reindex(columns=self.names)
+        for name in self.names:
+            if name not in frame:
+                others = [other for other in frame if other not in self.names]
+                raise UserError(f"column {name!r} is missing.{did_you_mean(name, others, frame.columns)}")
+        return frame
+
+    # ------------------------------------------------------------ what it holds
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        return {column.name: column.kind for column in self.columns}
+
+    @cached_property
+    def inputs(self) -> dict[str, list[Column]]:
+        """The columns of each named tensor, in the order of INPUTS."""
+        found = {name: [column for column in self.columns if column.input == name] for name in INPUTS}
+        return {name: columns for name, columns in found.items() if columns}
+
+    @property
+    def lone(self) -> Column | None:
+        """The column, if there is only one: then a record may be a bare cell."""
+        return self.columns[0] if len(self.columns) == 1 else None
+
+    @property
+    def model_args(self) -> dict:
+        """Constructor arguments that the data give a network."""
+        return {k: v for columns in self.inputs.values() for k, v in columns[0].model_args(columns).items()}
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Records in a forward pass without gradients: about 64 MB of numbers, fewer texts and images."""
+        width = self.model_args.get("in_features", 0)
+        return max(1, min(2**24 // max(1, width), *(column.eval_batch_size for column in self.columns)))
+
+    @property
+    def read_rows(self) -> int:
+        """Records that a stream of predictions holds in memory at once."""
+        return min(column.read_rows for column in self.columns)
+
+    @property
+    def layout(self):
+        """What a reader needs to know about the columns (a `sources.Layout`)."""
+        return layout_of({column.name: type(column) for column in self.columns})
+
+    def summary(self) -> list[tuple[str, str, str]]:
+        """(column, kind, what becomes of it), for the decision table."""
+        used = [(column.name, column.kind, column.summary()) for column in self.columns]
+        left_out = [
+            (name, kind, f"left out{' ' if why.startswith('by') else ': '}{why}")
+            for name, (kind, why) in self.left_out.items()
+        ]
+        return used + left_out
+
+    # ------------------------------------------------------------ what is kept of the records
+
+    def examples(self, records: pd.DataFrame, count: int) -> list[dict]:
+        """Return some records, evenly spaced, as dicts that JSON can hold."""
+        chosen = evenly_spaced(records, min(count, *(column.max_examples for column in self.columns)))
+        cells = {column.name: column.examples(chosen[column.name]) for column in self.columns}
+        return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+
+    def profile_values(self, records, parts: dict[str, Encoded]) -> dict[str, np.ndarray]:
+        """Return what drift is measured on. parts: what `encode_columns` made of these records."""
+        frame, values = self.as_frame(records), {}
+        for column in self.columns:
+            values |= column.profile_values(frame[column.name], parts[column.name])
+        return values
+
+    def count_unknown(self, parts: dict[str, Encoded]) -> dict[str, int]:
+        """Count, by column, cells whose value training did not know. parts: as `encode_columns` returns them."""
+        counts = {column.name: column.count_unknown(parts[column.name]) for column in self.columns}
+        return {name: count for name, count in counts.items() if count}
+
+    def state(self) -> dict:
+        """Return plain containers, from which `from_state` makes an equal preprocessor."""
+        columns = [{"kind": column.kind, **asdict(column)} for column in self.columns]
+        return {"columns": columns, "left_out": {name: list(why) for name, why in self.left_out.items()}}
+
+    @classmethod
+    def from_state(cls, state: dict) -> "Preprocessor":
+        columns = tuple(from_plain(KINDS[column["kind"]], column) for column in state["columns"])
+        return cls(columns, {name: tuple(why) for name, why in state.get("left_out", {}).items()})
+
+
+def _with_disjoint_ids(columns: list[Column]) -> tuple[Column, ...]:
+    """Number the known ids of text columns one after the other."""
+    numbered, offset = [], 0
+    for column in columns:
+        numbered.append(replace(column, offset=offset) if column.own_ids and offset else column)
+        offset += column.own_ids
+    return tuple(numbered)

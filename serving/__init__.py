@@ -1,0 +1,1 @@
+"""The prediction service: routes, request checks, micro-batching, the request log and the page."""

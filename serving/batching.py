@@ -1,0 +1,225 @@
+"""Micro-batching: concurrent requests share one forward pass, and are counted, logged and watched for drift."""
+
+import asyncio
+import collections
+import hashlib
+import uuid
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.exceptions import HTTPException
+
+from errors import UserError
+from evaluation.drift import Profile
+from pipeline import Pipeline
+from serving.log import Log
+from serving.schema import RecordSchema
+
+BATCH_WINDOW = 0.002  # seconds during which requests are collected
+MAX_BATCH = 512  # records in a forward pass, unless one request has more
+MAX_QUEUE = 4096  # records; when more are queued, requests get a 503
+MAX_PIXELS = 50_000_000  # of the images in one column of a request
+DRIFT_WINDOW, DRIFT_STEP = 5_000, 100  # newest records that drift is computed on, and records counted together
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded checkpoint, its sha256, the schema of its records, and the distribution of the newest ones."""
+
+    pipeline: Pipeline
+    sha256: str
+    recent: deque[list] = field(default_factory=deque)  # of [number of records, their counts]
+
+    def __post_init__(self):
+        self.schema, self.profile = RecordSchema(self.pipeline), Profile(self.pipeline.profile)
+        self.file_columns = [c for c in self.pipeline.preprocessor.columns if c.path_cells]
+
+    def check_pixels(self, records: list[dict], first: int) -> None:
+        """Refuse files that are small when compressed and huge when decoded. Raises UserError, naming the row."""
+        rows = pd.RangeIndex(first, first + len(records), name="row")
+        for column in self.file_columns:
+            values = pd.Series([record[column.name] for record in records], rows, name=column.name, dtype=object)
+            column.check_pixels(values, MAX_PIXELS)
+
+    def add_recent(self, rows: int, counts: dict) -> None:
+        """Add the counts of new records to the drift window, and drop the oldest ones."""
+        if self.recent and self.recent[-1][0] < DRIFT_STEP:
+            self.recent[-1][0] += rows
+            self.recent[-1][1].update(counts)
+        else:
+            self.recent.append([rows, collections.Counter(counts)])
+        while sum(part for part, _ in self.recent) - self.recent[0][0] >= DRIFT_WINDOW:
+            self.recent.popleft()
+
+
+@dataclass(eq=False)
+class Request:
+    """Records of one client, the model that predicts them, and the future of the predictions."""
+
+    records: list[dict]
+    model: Model
+    future: asyncio.Future
+    first: int  # number of the first record
+    id: str
+
+
+class Metrics:
+    """Prometheus metrics; names follow https://prometheus.io/docs/practices/naming/."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        options = {"registry": self.registry}
+        seconds = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+        records = (1, 2, 4, 8, 16, 32, 64, 512)
+        self.requests = Counter("http_requests", "HTTP requests", ["path", "status"], **options)
+        self.seconds = Histogram("http_request_seconds", "Duration of requests", ["path"], buckets=seconds, **options)
+        self.batch = Histogram("batch_records", "Records per forward pass", buckets=records, **options)
+        self.waiting = Gauge("waiting_records", "Records in the queue", **options)
+        self.predictions = Counter("predictions", "Predicted records by class", ["prediction"], **options)
+        self.unknown = Counter("unknown_values", "Values that are unknown to the model", ["column"], **options)
+        self.psi = Gauge("drift_psi", "Population stability index of a column against training", ["column"], **options)
+
+
+class Service:
+    """Predict records for any number of coroutines of one event loop.
+
+    Preprocessing and the network run on one thread of their own, so that the event loop stays free for other requests.
+    """
+
+    def __init__(self, checkpoint: str, log: str = ""):
+        self.checkpoint, self.metrics = checkpoint, Metrics()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.log = Log(log) if log else None
+        self.queue: deque[Request] = deque()
+        self.waiting = 0  # records in the queue or in a forward pass
+        self._use(self._load())
+
+    def _load(self) -> Model:
+        pipeline = Pipeline.load(self.checkpoint)
+        pipeline.require_preprocessor()
+        return Model(pipeline, sha256_of(self.checkpoint))
+
+    def _use(self, model: Model) -> None:
+        if self.log:
+            self.log.add_model(model.sha256, model.pipeline.preprocessor.kinds)
+        self.model = model
+
+    async def run(self) -> None:
+        """Predict queued requests until cancelled."""
+        self.arrived = asyncio.Event()
+        while True:
+            await self.arrived.wait()
+            await asyncio.sleep(BATCH_WINDOW)
+            batch, size = [], 0
+            while self.queue and (not batch or self._fits(batch[0], size)):
+                batch.append(self.queue.popleft())
+                size += len(batch[-1].records)
+            if not self.queue:
+                self.arrived.clear()
+            try:
+                results = await asyncio.get_running_loop().run_in_executor(self.thread, self._predict_batch, batch)
+            except Exception as error:  # such as a full disk under the log: later requests must still be served
+                results = [error] * len(batch)
+            self.waiting -= size
+            for request, result in zip(batch, results, strict=True):
+                if request.future.done():  # the client disconnected
+                    continue
+                if isinstance(result, Exception):
+                    request.future.set_exception(result)
+                else:
+                    request.future.set_result(result)
+
+    def _fits(self, first: Request, size: int) -> bool:
+        """Return whether the next request may join the batch of `first`: a batch never mixes models across a reload."""
+        return size + len(self.queue[0].records) <= MAX_BATCH and self.queue[0].model is first.model
+
+    async def predict(
+        self, records: list[dict], model: Model | None = None, first: int = 1, request_id: str = ""
+    ) -> tuple[str, list[dict]]:
+        """Return (request id, predictions) for validated records.
+
+        model: the one that validated them (default: the current one).  first, request_id: for a chunk of a file, the
+        number of its first row and the id of the chunks before.
+        Raises UserError for records that cannot be read, and HTTPException when the queue is full.
+        """
+        model = model or self.model
+        if model.file_columns:
+            await asyncio.to_thread(model.check_pixels, records, first)
+        if self.waiting and self.waiting + len(records) > MAX_QUEUE:
+            raise HTTPException(503, "too many records are queued: try again in a second.", {"Retry-After": "1"})
+        future = asyncio.get_running_loop().create_future()
+        request = Request(records, model, future, first, request_id or uuid.uuid4().hex)
+        self.waiting += len(records)
+        self.queue.append(request)
+        self.arrived.set()
+        return request.id, await request.future
+
+    def _predict_batch(self, batch: list[Request]) -> list:
+        """Return the predictions of each request, or the exception that it raises; all requests have the same model."""
+        self.metrics.batch.observe(sum(len(request.records) for request in batch))
+        try:
+            records = [record for request in batch for record in request.records]
+            predictions = iter(self._predict(records, batch[0].model))
+            results = [[next(predictions) for _ in request.records] for request in batch]
+        except Exception:  # predict one by one, so that only the request that causes it fails
+            results = [self._predict_one(request) for request in batch]
+        if self.log:
+            predicted = [(r, p) for r, p in zip(batch, results, strict=True) if isinstance(p, list)]
+            self.log.add_predictions(predicted)
+        return results
+
+    def _predict_one(self, request: Request) -> list[dict] | Exception:
+        try:
+            return self._predict(request.records, request.model, request.first)
+        except Exception as error:  # raised again in `predict`
+            return error
+
+    def _predict(self, records: list[dict], model: Model, first: int = 1) -> list[dict]:
+        pipeline, preprocessor = model.pipeline, model.pipeline.preprocessor
+        frame = preprocessor.as_frame(records)
+        frame.index += first - 1
+        parts, logits = pipeline.predict_logits(frame)
+        predictions = pipeline.task.to_json(logits)
+        for column, count in preprocessor.count_unknown(parts).items():
+            self.metrics.unknown.labels(column).inc(count)
+        for prediction in predictions:
+            self.metrics.predictions.labels(pipeline.task.outcome(prediction)).inc()
+        if model.profile.columns:
+            model.add_recent(len(frame), model.profile.count(preprocessor.profile_values(frame, parts)))
+        return predictions
+
+    def drift(self) -> dict:
+        """Compare the newest records with the training data, and set the Prometheus gauge."""
+        model, total = self.model, collections.Counter()
+        recent = model.recent.copy()
+        for _, counts in recent:
+            total.update(counts)
+        columns = model.profile.compare(total)
+        for name, state in columns.items():
+            self.metrics.psi.labels(name).set(state["psi"])
+        return {"rows": sum(rows for rows, _ in recent), "window": DRIFT_WINDOW, "columns": columns}
+
+    async def reload(self) -> str:
+        """Load the checkpoint file again, use it for all later requests, and return its sha256.
+
+        Raises UserError, and keeps the current model, if the file cannot be loaded, its self-check rows are predicted
+        differently than when it was saved, or it predicts another target.
+        """
+        model = await asyncio.to_thread(self._load)
+        old, new = ((m.pipeline.task.kind, m.pipeline.task.target) for m in (self.model, model))
+        if old != new:
+            raise UserError(f"{self.checkpoint}: {new[0]} of {new[1]!r}; this service predicts {old[0]} of {old[1]!r}.")
+        await asyncio.to_thread(self._use, model)
+        return model.sha256
+
+
+def sha256_of(path: str) -> str:
+    """Return the sha256 of a file. Raises UserError if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None

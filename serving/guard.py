@@ -1,0 +1,93 @@
+"""Checks that surround every request: the API key, foreign web pages, body size and time, and request metrics."""
+
+import asyncio
+import base64
+import contextlib
+import secrets
+import time
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+
+MAX_BODY = 32 << 20  # bytes of one request
+MAX_BODIES = 256 << 20  # bytes of all requests in progress
+BODY_TIMEOUT = 60  # seconds within which a request body must arrive
+
+
+class Guard:
+    """ASGI middleware that refuses requests before they reach the application, and counts all of them."""
+
+    def __init__(self, app, metrics, key: str, paths: set[str]):
+        self.app, self.metrics, self.key, self.paths = app, metrics, key.encode(), paths
+        self.bodies = 0  # bytes of the requests in progress
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status, size = time.perf_counter(), 500, 0
+        deadline = asyncio.get_running_loop().time() + BODY_TIMEOUT
+
+        async def receive_body():
+            nonlocal size, deadline
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the request body must arrive within {BODY_TIMEOUT} seconds.") from None
+            size += len(message.get("body", b""))
+            self.bodies += len(message.get("body", b""))
+            if not message.get("more_body"):
+                deadline = None  # the body is complete: later calls only wait for a disconnect
+            if size > MAX_BODY:
+                raise HTTPException(413, f"the request body exceeds {MAX_BODY:,} bytes.")
+            if self.bodies > MAX_BODIES:
+                raise HTTPException(503, "too many uploads at once: try again in a second.", {"Retry-After": "1"})
+            return message
+
+        async def send_response(message):
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            headers = dict(scope["headers"])
+            if not self._is_authorized(scope["path"], headers):
+                challenge = {"WWW-Authenticate": 'Basic realm="model"'}
+                raise HTTPException(401, "the API key is missing or wrong: Authorization: Bearer KEY.", challenge)
+            if _is_foreign(scope["method"], headers):
+                raise HTTPException(403, "pages of other sites cannot use this service.")
+            await self.app(scope, receive_body, send_response)
+        except HTTPException as error:
+            response = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+            await response(scope, receive, send_response)
+        except ClientDisconnect:
+            status = 499
+        finally:
+            self.bodies -= size
+            path = scope["path"] if scope["path"] in self.paths else "other"
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+
+    def _is_authorized(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        if not self.key or path == "/health":
+            return True
+        scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"basic":  # what a browser sends for a password prompt
+            with contextlib.suppress(ValueError):
+                value = base64.b64decode(value).partition(b":")[2]
+        return secrets.compare_digest(value, self.key)
+
+
+def _is_foreign(method: str, headers: dict[bytes, bytes]) -> bool:
+    """Return whether a page of another site sends the request, with credentials that the browser may have stored.
+
+    Browsers send Sec-Fetch-Site (https://www.w3.org/TR/fetch-metadata/), but not over HTTP. There, Origin is checked
+    against Host, so proxies must forward it. Top-level navigation is allowed.
+    """
+    if method == "GET" and headers.get(b"sec-fetch-mode") == b"navigate":
+        return False
+    if b"sec-fetch-site" in headers:
+        return headers[b"sec-fetch-site"] not in (b"same-origin", b"none")
+    origin = headers.get(b"origin", b"").partition(b"://")[2]
+    return bool(headers.get(b"origin")) and origin not in (headers.get(b"host"), headers.get(b"x-forwarded-host"))

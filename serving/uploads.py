@@ -1,0 +1,118 @@
+"""Uploaded files → records: each file is one record, or one file is a table of them."""
+
+import asyncio
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from errors import UserError
+from serving.batching import Model, Service
+from serving.schema import MAX_RECORDS
+from sources import FORMATS, file_format, is_gzip, open_unpacked, read_records
+
+MAX_ROWS = 100_000  # of an uploaded table
+MAX_UNPACKED = 256 << 20  # bytes of an uploaded table once it is unpacked, and of its predictions
+CHUNK_ROWS = 500  # that are predicted at once, so that other requests get their turn
+CHUNK_FILES = 50  # the same for records that hold files, such as images
+CELL_TYPES = (str, int, float, bytes, list, dict, datetime, type(None))  # others, such as decimals, become text
+
+
+async def read_files(request: Request) -> list[UploadFile]:
+    """Return the files of a multipart form, whatever its fields are called. Raises UserError if there is none."""
+    try:
+        form = await request.form(max_files=MAX_RECORDS, max_fields=0)
+    except HTTPException as error:
+        if error.status_code != 400:  # 400 is a malformed form, others come from the guard
+            raise
+        raise UserError(f"the form cannot be read: {error.detail}") from None
+    files = [file for _, file in form.multi_items()]
+    if not files:
+        raise UserError("the form has no file.")
+    return files
+
+
+def is_cell(file: UploadFile, model: Model) -> bool:
+    """Return whether a file is the only cell of one record, rather than a table of records."""
+    lone = model.pipeline.preprocessor.lone
+    name = (file.filename or "").lower().removesuffix(".gz")
+    return lone is not None and lone.path_cells and not name.endswith(tuple(FORMATS))
+
+
+async def predict_table(request: Request, file: UploadFile, service: Service, model: Model) -> str:
+    """Return the predictions for a file of records as JSON, predicted in chunks under one request id.
+
+    Raises UserError, naming the file's row, if it cannot be read, or it or its predictions are too large.
+    """
+    name, path, request_id, parts, size = file.filename, "", "", [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = await asyncio.to_thread(_save, file.file, name, folder)
+            chunks = _read_chunks(path, model)
+            while chunk := await asyncio.to_thread(next, chunks, None):
+                first, records = chunk
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                if first + len(records) - 1 > MAX_ROWS:
+                    raise UserError(f"{name}: more than {MAX_ROWS:,} rows: split the file, or use predict.py.")
+                request_id, predictions = await service.predict(records, model, first, request_id)
+                parts.append(json.dumps(predictions, ensure_ascii=False)[1:-1])
+                size += len(parts[-1])
+                if size > MAX_UNPACKED:
+                    raise UserError(f"{name}: more than {MAX_UNPACKED:,} bytes of predictions: split the file.")
+        except UserError as error:
+            raise UserError(str(error).replace(path or name, name)) from None
+    if not parts:
+        raise UserError(f"{name}: there are no rows below the header.")
+    return f'{{"id": "{request_id}", "predictions": [{", ".join(parts)}]}}'
+
+
+def _save(file, name: str, folder: str) -> str:
+    """Write a file into a folder, unpacked, under a name with the same ending, and return its path.
+
+    Raises UserError if the name is not the name of a table, or the file is damaged or too large.
+    """
+    if file_format(name) == "log":
+        raise UserError(f"{name}: a file of records must be csv, tsv, txt, jsonl or parquet.")
+    path = Path(folder, "file" + next(s for s in reversed(Path(name.lower()).suffixes) if s in FORMATS))
+    raw = Path(folder, "raw")
+    try:
+        with open(raw, "wb") as copy:
+            shutil.copyfileobj(file, copy)
+        with open(path, "wb") as copy, open_unpacked(raw) as source:
+            while block := source.read(1 << 20):
+                if copy.tell() > MAX_UNPACKED:  # a few bytes of gzip can be gigabytes
+                    raise UserError(f"{name}: more than {MAX_UNPACKED:,} bytes when unpacked.")
+                copy.write(block)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{name}: cannot be read ({error}).") from None
+    if is_gzip(path):
+        raise UserError(f"{name}: compressed twice.")
+    return str(path)
+
+
+def _read_chunks(path: str, model: Model) -> Iterator[tuple[int, list[dict]]]:
+    """Yield (number of the first row, validated records) of each chunk of a file.
+
+    Raises UserError, naming row or column, if the file cannot be read or its cells take too many bytes.
+    """
+    preprocessor, size = model.pipeline.preprocessor, 0
+    rows = CHUNK_FILES if model.file_columns else CHUNK_ROWS
+    for frame in read_records(path, preprocessor.layout, rows):
+        frame = preprocessor.as_frame(frame)[preprocessor.names]
+        size += frame.memory_usage(deep=True).sum()
+        if size > MAX_UNPACKED:  # a few bytes of parquet can be gigabytes
+            raise UserError(f"{path}: more than {MAX_UNPACKED:,} bytes when unpacked.")
+        records = [
+            {name: cell if isinstance(cell, CELL_TYPES) else str(cell) for name, cell in record.items()}
+            for record in frame.astype(object).where(frame.notna(), None).to_dict("records")
+        ]
+        first = int(frame.index[0])
+        yield first, model.schema.validate(records, first)

@@ -1,0 +1,171 @@
+"""Any file of records → DataFrames: csv, tsv, jsonl, parquet, lines, a service's log, folders, standard input."""
+
+import io
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from errors import UserError, did_you_mean
+from preprocessing.parsing import NULLS, frame_of
+from sources.delimited import TEXT_BLOCK, holds_table, read_delimited
+from sources.encodings import HEAD, find_encoding, open_unpacked, read_head, reading
+from sources.folders import find_files, read_files
+from sources.layout import TABLE, Layout, file_format
+from sources.request_log import read_log
+
+DATA_URL = "data:image/"  # an image inside a cell of text
+
+
+def read_table(path: str | Path, layout: Layout = TABLE) -> pd.DataFrame:
+    """Read a whole file; the index counts its rows from 1. Raises UserError if it is empty or cannot be read."""
+    chunks = list(read_chunks(path, layout))
+    if not chunks:
+        raise UserError(f"{path}: there are no rows below the header.")
+    table = pd.concat(chunks, ignore_index=True)
+    table.index = pd.RangeIndex(1, len(table) + 1, name="row")
+    return table
+
+
+def read_chunks(path: str | Path, layout: Layout = TABLE, rows: int = 65_536) -> Iterator[pd.DataFrame]:
+    """Read a file in chunks of about `rows`, in constant memory; the index counts the file's rows from 1.
+
+    Cells of a csv are text as they are written, those of jsonl and parquet have their types.
+    Raises UserError, naming the row, if the file cannot be read.
+    """
+    start, is_log = 1, file_format(path) == "log"  # which holds data URLs, and no file names to resolve
+    for frame in _read(path, layout, rows):
+        frame.index = pd.RangeIndex(start, start + len(frame), name="row")
+        start += len(frame)
+        yield frame if is_log else resolve_paths(frame, layout, path)
+
+
+def read_records(path: str, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:
+    """Read what is to be predicted in chunks of at most `rows`: a table, or for a lone column also files of one record.
+
+    Raises UserError as read_chunks does, and for a folder or glob without files to read.
+    """
+    files = find_files(path, layout) if layout.lone else None
+    for frame in read_chunks(path, layout, rows) if files is None else read_files(files, layout, rows):
+        for start in range(0, len(frame), rows):
+            yield frame.iloc[start : start + rows]
+
+
+def _read(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:
+    may_be_lines = layout.lone and str(path).lower().removesuffix(".gz").endswith(".txt")
+    if may_be_lines and not holds_table(path, layout.lone):
+        return _read_lines(path, layout, rows)
+    match file_format(path):
+        case "csv":
+            return read_delimited(path, layout)
+        case "jsonl":
+            return _read_jsonl(path, rows)
+        case "parquet":
+            return _read_parquet(path, layout, rows)
+        case "log":
+            return read_log(path, rows)
+
+
+def resolve_paths(frame: pd.DataFrame, layout: Layout, source: str | Path) -> pd.DataFrame:
+    """Make file names start from the folder of the table that holds them; bytes and data URLs stay as they are."""
+    # Standard input has no folder: its paths start here
+    folder = Path(".") if Path(source).name.startswith("standard input") else Path(source).parent
+    for column in layout.paths:
+        if column not in frame:
+            raise UserError(f"{source}: column {column!r} is missing.{did_you_mean(column, frame.columns)}")
+        cells = frame[column]
+        empty = cells.isna().to_numpy() | np.array([isinstance(cell, str) and cell in NULLS for cell in cells])
+        if empty.any():
+            raise UserError(f"{source}: row {frame.index[empty.argmax()]}, column {column!r} is empty: name a file.")
+        in_memory = [isinstance(cell, bytes) or str(cell).startswith(DATA_URL) for cell in cells]
+        paths = [c if stays else str(folder / str(c)) for c, stays in zip(cells, in_memory, strict=True)]
+        frame = frame.assign(**{column: paths})
+    return frame
+
+
+def _read_lines(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:
+    with reading(path):
+        encoding = find_encoding(path, read_head(path)).replace("utf-8", "utf-8-sig")
+    with reading(path), io.TextIOWrapper(open_unpacked(path), encoding=encoding) as lines:
+        while part := [line.removesuffix("\n") for line in itertools.islice(lines, rows)]:
+            yield pd.DataFrame({layout.lone: part})
+
+
+def _read_jsonl(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
+    columns: dict[str, None] = {}  # a key that only some records have is an empty cell in the others
+    records = _json_records(path)
+    while part := list(itertools.islice(records, rows)):
+        columns.update(dict.fromkeys(key for record in part for key in record))
+        yield frame_of(part).reindex(columns=list(columns))
+
+
+def _json_records(path: str | Path) -> Iterator[dict]:
+    with reading(path), open_unpacked(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: line {number} is not valid JSON ({error}).") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}: line {number} is not a JSON object: each line is one record in braces.")
+            yield record
+
+
+def _read_parquet(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:
+    """Read parquet. Columns of bytes are text, which some programs write so, except where files are expected."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    done = 0
+    try:
+        with reading(path), parquet.ParquetFile(open_unpacked(path)) as file:
+            for batch in file.iter_batches(batch_size=rows):
+                batch.validate(full=True)  # otherwise invalid UTF-8 is found much later
+                for i, field in enumerate(batch.schema):
+                    is_bytes = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+                    if is_bytes and field.name not in layout.paths:
+                        cells = [None if c is None else c.decode("utf-8", "replace") for c in batch[i].to_pylist()]
+                        bad = [c is not None and "\ufffd" in c for c in cells]
+                        if field.name in layout.texts and any(bad):
+                            where = f"row {done + 1 + bad.index(True)}, column {field.name!r}"
+                            raise UserError(f"{path}: {where}: these bytes are not valid UTF-8.")
+                        batch = batch.set_column(i, field.name, pa.array(cells, pa.string()))
+                done += len(batch)
+                frame = batch.to_pandas()
+                yield frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
+    except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:  # also from pandas' own metadata
+        raise UserError(f"{path}: cannot be read as parquet: {error}.") from None
+
+
+@contextmanager
+def standard_input(layout: Layout) -> Iterator[str]:
+    """Keep standard input in a temporary file, named by its format, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "standard input"
+        with open(path, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file, HEAD)
+        with reading("standard input"), open_unpacked(path) as file:
+            line = next((line for line in iter(lambda: file.readline(TEXT_BLOCK), b"") if line.strip()), b"")
+        # A line of text may begin with a brace; in a table it is a record, if a broken one
+        is_jsonl = _is_record(line) if layout.lone else line.lstrip(b"\xef\xbb\xbf ")[:1] == b"{"
+        path = path.rename(f"{path}.{'parquet' if line[:4] == b'PAR1' else 'jsonl' if is_jsonl else 'txt'}")
+        try:
+            yield str(path)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), "standard input")) from None
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
