@@ -75,9 +75,9 @@ class DataConfig:
     columns: tuple[str, ...] = ()
     """Set the kind of a column: NAME=KIND …, KIND one of number, category, boolean, date, text, image, drop."""
     val_split: float = 0.15
-    """Share of the rows for validation: it selects the best epoch."""
+    """Share of the rows for the validation split, which selects the best epoch."""
     test_split: float = 0.15
-    """Share of the rows for the test, which is evaluated once, after training."""
+    """Share of the rows for the test split, evaluated once after training."""
     val_data: str = ""
     """A file of validation rows, instead of a share of --data."""
     test_data: str = ""
@@ -95,8 +95,7 @@ class DataConfig:
     scaling: Literal["standard", "quantile", "none"] = "standard"
     """Numbers: to mean 0 and std 1, by rank to a normal distribution, or unchanged."""
     min_freq: int = 3
-    """Rarer values are unknown: categories and n-grams in fewer training rows, words and tokens that occur fewer
-    times."""
+    """Rarer values are unknown: training rows for categories and n-grams, occurrences for words and tokens."""
     clean: tuple[Literal["unicode", "html", "repeats", "marks", "case"], ...] = CLEANING
     """Steps of cleaning texts: Unicode NFKC normalisation, tags and entities, sooo → soo, placeholders for addresses
     and digits, lower case. --clean without a value applies none."""
@@ -159,8 +158,8 @@ class ModelConfig:
     """the network"""
 
     model: tuple[str, ...] = ("auto",)
-    """Names in MODELS of model.py, one per input: mlp (numbers, categories), bag or transformer (text), cnn (image).
-    auto, and inputs that no name covers: mlp, bag, cnn. hf:NAME fine-tunes a Hugging Face encoder of texts."""
+    """One network per input: mlp (numbers, categories), bag or transformer (text), cnn (image), hf:NAME (text, from
+    Hugging Face). auto, and inputs without one: mlp, bag, cnn."""
     hidden: tuple[int, ...] = ()
     """Widths of the hidden layers, or channels of a cnn's stages; none given = 128 64 for mlp, 32 64 128 for cnn,
     32 for bag, 64 64 for transformer."""
@@ -238,7 +237,7 @@ class TrainConfig:
     clip_norm: float = 0.0
     """Maximum norm of the gradient; 0 = no limit."""
     monitor: str = "loss"
-    """What decides the best epoch on validation: loss, or a metric such as accuracy, roc_auc, f1, rmse, mae, r2."""
+    """Validation metric that selects the best epoch: loss, or a metric such as accuracy, roc_auc, f1, rmse, mae, r2."""
     patience: int = 20
     """Stop after this many epochs without improvement; 0 = never."""
     seed: int = 0
@@ -265,7 +264,7 @@ class RunConfig:
     out: str = ""
     """Run folder; default runs/<data>-<time>."""
     resume: str = ""
-    """Continue from a last.pt, with its flags except those that are given."""
+    """Continue a run from its last.pt; flags that are given override the saved ones."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps …"""
     threads: int = 0

@@ -46,16 +46,16 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     tables, sources, target, config = _read_all(config, table, notes)
     for i, source in enumerate(sources):
         if tables[i] is not None:
-            missing = [c for c in tables[0] if c not in tables[i]]
+            missing = [c for c in tables[0] if c not in tables[i] and config.column_kinds().get(c) != "drop"]
             if missing:
                 hint = did_you_mean(missing[0], tables[i].columns)
                 raise UserError(f"{source}: column {missing[0]!r} is missing.{hint}")
-            tables[i] = _usable(tables[i][tables[0].columns], target, config, notes, source)
+            tables[i] = _usable(tables[i].reindex(columns=tables[0].columns), target, config, notes, source)
     test, val, table = tables.pop(), tables.pop(), tables.pop()
     kind = infer_kind(table[target]) if config.task == "auto" else config.task
     shares = {"val": config.val_split if val is None else 0.0, "test": config.test_split if test is None else 0.0}
     train_rows, val_rows, test_rows = split_rows(table, target, kind, config, shares, seed)
-    # Reordered column by column, a large table is not in memory twice; the splits are then views of it.
+    # Reorder column by column to avoid a second copy in memory; the splits are views.
     table, order = table.copy(deep=False), np.concatenate([train_rows, val_rows, test_rows])
     for i, name in enumerate(table.columns):
         table.isetitem(i, table[name].array.take(order))
@@ -74,8 +74,8 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
 
 
 def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
-    """Read what the flags name: ([all or train records, validation or None, test or None], what each is called, the
-    target, the flags with the kinds of columns that the source knows)."""
+    """Return (tables, sources, target, config): a table for each split, None where it is split off later, and the flags
+    with the kinds of columns that the source knows."""
     paths, target, kinds = [config.data, config.val_data, config.test_data], config.target, {}
     if table is not None:
         paths[0] = "table"
@@ -152,14 +152,16 @@ def _usable(table: pd.DataFrame, target: str, config: DataConfig, notes: list[st
     if config.drop_nulls:
         kinds = config.column_kinds()
         texts = layout_of({name: KINDS[kind] for name, kind in kinds.items() if kind in KINDS}).texts
-        used = {name: table[name] for name in table if kinds.get(name, "") in ("", *KINDS)}
+        used = {
+            name: table[name] for name in table if kinds.get(name, "") in ("", *KINDS) and has_value(table[name]).any()
+        }
         # In a text "NA" is a word
         complete = [cells.notna() & cells.ne("") if name in texts else has_value(cells) for name, cells in used.items()]
         complete = np.all(complete, axis=0)
         notes.append(f"{source}: {(~complete).sum()} rows with a missing cell left out (--drop-nulls)")
         table = table[complete]
     if table.empty:
-        raise UserError(f"{source}: no row is left without rows that have a missing cell (--drop-nulls).")
+        raise UserError(f"{source}: every row has a missing cell, so --drop-nulls leaves no rows.")
     return table
 
 
@@ -273,7 +275,7 @@ def _without_broken(encode: Callable, records: pd.DataFrame, skip: bool, notes: 
         notes.append(f"{len(error.messages)} broken records left out, the first: {error}")
         records = records.iloc[np.setdiff1d(np.arange(len(records)), list(error.messages))]
         if records.empty:
-            raise UserError(f"no record is left without the broken ones: {error}") from None
+            raise UserError(f"all records are broken; the first: {error}") from None
         return encode(records), records
 
 

@@ -45,7 +45,6 @@ def make_module(pipeline):
     """
     import copy
 
-    import torch
     from torch import nn
 
     from model import NGramBag
@@ -78,10 +77,19 @@ def make_module(pipeline):
         if isinstance(module, NGramBag):
             module.table = GatheredBag(module.table)
     arrays = graph_inputs(preprocessor, (pipeline.examples * 2)[:2])
-    is_text = {name: values.dtype == object for name, values in arrays.items()}
-    inputs = {name: torch.zeros(2, dtype=torch.int64) if is_text[name] else torch.tensor(values)
-              for name, values in arrays.items()}  # fmt: skip
-    return Module(), inputs
+    return Module(), {name: _example(values) for name, values in arrays.items()}
+
+
+def _example(values):
+    """Return an example input of the graph for two parsed cells."""
+    import numpy as np
+    import torch
+
+    if values.dtype == object:  # strings, which are codes here
+        return torch.zeros(2, dtype=torch.int64)
+    if values.dtype == np.int32:  # ids: the exporter would take a length of 1 for a constant
+        return torch.ones(2, 3, dtype=torch.int32)
+    return torch.tensor(values)
 
 
 def make_onnx(pipeline):

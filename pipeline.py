@@ -21,6 +21,7 @@ from errors import UserError
 from model import build_model
 from preprocessing import Preprocessor, gather
 from preprocessing.column import Encoded
+from preprocessing.pixels import is_path
 from sources import FILE
 from task import Task
 
@@ -104,19 +105,17 @@ class Pipeline:
         self.model, self.task, self.preprocessor = model, task, preprocessor
         self.model_spec, self.config, self.examples = model_spec, config or {}, (examples or [])[:SELF_CHECK_ROWS]
         self.profile, self.threads = profile or {}, threads
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))  # `to` changes it
 
     def __repr__(self) -> str:
         names = " + ".join(self.model_spec["names"]) if self.model_spec else type(self.model).__name__
         columns = ", ".join(self.preprocessor.names) if self.preprocessor else "tensors"
         return f"Pipeline({columns} → {names} → {self.task.summary()})"
 
-    @property
-    def device(self) -> torch.device:
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
-
     def to(self, device: str) -> "Pipeline":
         """Move the model to a device by name; auto chooses one."""
-        self.model.to(choose_device(device))
+        self.device = choose_device(device)
+        self.model.to(self.device)
         return self
 
     # ------------------------------------------------------------ predict
@@ -150,10 +149,9 @@ class Pipeline:
 
     def forward(self, inputs: Tensor | dict[str, Tensor], *, training: bool = False) -> Tensor:
         """Return the logits of a batch: a tensor, or named tensors of encoded records, on any device."""
-        device = self.device
         if isinstance(inputs, Tensor):
-            return self.model(inputs.to(device, non_blocking=True))
-        inputs = {name: x.to(device, non_blocking=True) for name, x in inputs.items()}
+            return self.model(inputs.to(self.device, non_blocking=True))
+        inputs = {name: x.to(self.device, non_blocking=True) for name, x in inputs.items()}
         if self.preprocessor is not None:
             inputs = self.preprocessor.batch(inputs, training=training)
         return self.model(**inputs)
@@ -164,8 +162,8 @@ class Pipeline:
         predictions = pd.DataFrame(self.task.to_columns(logits), index=frame.index)
         layout = self.preprocessor.layout
         names = [*layout.paths, *([FILE] if layout.lone and FILE in frame else [])]
-        if names:
-            predictions.insert(0, FILE, frame[names[0]])
+        if names:  # cells in memory have no name
+            predictions.insert(0, FILE, [cell if is_path(cell) else "" for cell in frame[names[0]]])
         return predictions
 
     def require_preprocessor(self) -> Preprocessor:

@@ -17,6 +17,7 @@ import csv
 import io
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from errors import UserError, error_prefix, parse_flags, run
@@ -107,6 +108,15 @@ def open_output(path: str, source: str):
         writer.close()
 
 
+def prefetch(frames):
+    """Yield frames while the next one is read in another thread."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, frames, None)
+        while (frame := following.result()) is not None:
+            following = reader.submit(next, frames, None)
+            yield frame
+
+
 def predict(options: Options) -> None:
     """Predict all rows in chunks, in constant memory; then report unknown values, columns that differ from the training
     data and, if there are targets, metrics."""
@@ -122,7 +132,7 @@ def predict(options: Options) -> None:
     unknown, score, rows = Counter(), Score(pipeline.task), 0
     source = standard_input(layout) if options.input == "-" else contextlib.nullcontext(options.input)
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
-        for frame in read_records(path, layout, preprocessor.read_rows):
+        for frame in prefetch(read_records(path, layout, preprocessor.read_rows)):
             with error_prefix(path):
                 parts, logits = pipeline.predict_logits(frame)
             writer.write(pipeline.to_frame(logits, frame))

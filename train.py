@@ -1,7 +1,7 @@
 """Train a model on your own data and evaluate it once on held-out rows.
 
   python train.py                                    the bundled example: breast cancer
-  python train.py --data table.csv --target price    your own table; text columns are learned from too
+  python train.py --data table.csv --target price    your own table; text columns are used too
   python train.py --data photos/                     your own images, photos/<class>/*.jpg
   python train.py --data table.csv --target price --image path
   python train.py --resume runs/x/last.pt            continue after an interruption

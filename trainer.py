@@ -193,7 +193,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if self.steps < self.warmup_steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * (self.steps + 1) / self.warmup_steps
+                group["lr"] = self.config.lr * ((self.steps + 1) / self.warmup_steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
@@ -389,7 +389,7 @@ class Trainer:
         self._resume_state = training
 
     def _restore(self, state: dict) -> None:
-        """Restore a saved state. The schedule is replayed with the present flags, so that changed flags win."""
+        """Restore a saved state and replay the schedule with the current flags."""
         same_batches = state["flags"]["accumulate"] == self.config.accumulate and state["batches"] == self.batches
         if state["next_batch"] and not same_batches:
             raise UserError(

@@ -1,5 +1,6 @@
-"""The protocol of a column: what every kind of column does, with defaults for the parts that a simple kind skips."""
+"""The base class of the column kinds: the methods of a column, with defaults for what a simple kind does not need."""
 
+import math
 import os
 from datetime import date
 from functools import cached_property
@@ -23,9 +24,10 @@ def count_cores() -> int:
 
 
 def evenly_spaced(records: pd.DataFrame | Tensor, count: int):
-    """Return `count` records from the whole length of a table, which is often sorted by class."""
-    step = max(1, len(records) // count)
-    return records[::step][:count]
+    """Return up to `count` evenly spaced records: tables are often sorted by class."""
+    count = min(count, len(records))
+    rows = [i * len(records) // count for i in range(count)]
+    return records.iloc[rows] if isinstance(records, pd.DataFrame) else records[rows]
 
 
 def to_tensor(values: np.ndarray) -> Tensor:
@@ -44,7 +46,7 @@ class Cells:
         """Stripped text; missing cells are missing. Bytes of files are represented by their hash."""
         values = self.values
         if values.dtype == object:
-            values = values.map(lambda cell: str(hash(cell)) if isinstance(cell, bytes) else cell)
+            values = values.map(lambda cell: f"bytes {hash(cell)}" if isinstance(cell, bytes) else cell)
         return to_text(values)
 
     @cached_property
@@ -88,8 +90,8 @@ class Column:
     long_cells: ClassVar[bool] = False  # a cell may be as long as a book
     encodes_outside_graph: ClassVar[bool] = False  # an exported graph takes ids that only `encode` can make
     max_examples: int = 16  # records that a checkpoint keeps for its self-check
-    onnx_keys: tuple | list = ()  # strings that an exported graph looks up, for codes from 1 up
-    own_ids: int = 0  # token ids that belong to this column alone, numbered from 2 + its `offset`
+    onnx_keys: tuple | list = ()  # strings that an exported graph maps to 1, 2, …
+    own_ids: int = 0  # number of token ids that only this column uses, starting at 2 + `offset`
 
     @classmethod
     def detect(cls, cells: Cells, config: DataConfig) -> bool:
@@ -104,7 +106,7 @@ class Column:
     @classmethod
     def fit(cls, values: pd.Series, config: DataConfig) -> Self:
         """Fit to training cells. Raises UserError if they are not of this kind."""
-        raise NotImplementedError
+        return cls.fit_encode(values, config)[0]
 
     @classmethod
     def fit_encode(
@@ -188,4 +190,6 @@ def _plain(value):
         value = value.item()
     if isinstance(value, date):
         return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value if isinstance(value, (bool, int, float)) else str(value)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from config import DataConfig
 from errors import UserError
 from preprocessing.column import Cells, Column
 from preprocessing.number import NumberColumn
-from preprocessing.parsing import date_format, to_days
+from preprocessing.parsing import date_format, has_value, to_days
 
 PERIODS = {"year": 365.2425, "weekday": 7.0, "hour": 1.0}  # days after which a feature of a date repeats
 
@@ -40,6 +41,8 @@ class DateColumn(Column):
 
     @classmethod
     def fit(cls, values: pd.Series, config: DataConfig) -> "DateColumn":
+        if not has_value(values).any():
+            raise UserError(f"column {values.name!r} is empty in the training rows: give --columns {values.name}=drop.")
         form = date_format(values)
         if not form:
             raise UserError(
@@ -60,6 +63,11 @@ class DateColumn(Column):
         circles = [f"{self.name} {period} {part}" for period in self.periods for part in ("sin", "cos")]
         return [f"{self.name} day", *circles, *([f"{self.name} missing"] if self.flag else [])]
 
+    @cached_property
+    def _constants(self) -> tuple[Tensor, ...]:
+        """mean, std and periods as tensors: the ONNX exporter turns Python numbers into float32."""
+        return torch.tensor([self.mean, self.std, *self.periods.values()], dtype=torch.float64).unbind()
+
     def summary(self) -> str:
         hour = ", hour" if self.clock else ""
         missing = "; missing: the mean date and a flag" if self.flag else ""
@@ -77,13 +85,13 @@ class DateColumn(Column):
         return to_days(values, self.form)
 
     def transform(self, x: Tensor) -> Tensor:
+        mean, std, *periods = self._constants
         missing = torch.isnan(x)
-        # Constants as tensors: the ONNX exporter turns Python numbers into float32.
-        days = torch.where(missing, x.new_tensor(self.mean), x)
-        features = [((days - x.new_tensor(self.mean)) / x.new_tensor(self.std)).float()]
-        for period in self.periods.values():
+        days = torch.where(missing, mean, x)
+        features = [((days - mean) / std).float()]
+        for period in periods:
             # The fraction first: a float32 sine, all that ONNX runtimes have, is then exact enough.
-            turns = days / x.new_tensor(period)
+            turns = days / period
             angle = (2 * np.pi * (turns - torch.floor(turns))).float()
             features += [part.masked_fill(missing, 0.0) for part in (torch.sin(angle), torch.cos(angle))]
         return torch.stack([*features, missing.float()] if self.flag else features, dim=1)

@@ -143,7 +143,7 @@ class ImageColumn(Column):
     def profile_values(self, values: pd.Series, encoded: Tensor) -> dict[str, np.ndarray]:
         """Return the brightness of each image, 0 … 1."""
         parts = [part.double().mean(dim=(1, 2, 3)) / 255 for part in encoded.split(1024)]
-        return {f"{self.name} brightness": torch.cat(parts).numpy()}
+        return {f"{self.name}: brightness": torch.cat(parts).numpy()}
 
     def examples(self, values: pd.Series) -> list[str]:
         """Return images at their final size, as data URLs."""

@@ -13,7 +13,7 @@ from preprocessing.text import TextColumn
 
 # In the order in which they are tried; a new kind is one line here.
 KINDS: dict[str, type[Column]] = {
-    column.kind: column for column in (BooleanColumn, NumberColumn, DateColumn, ImageColumn, TextColumn, CategoryColumn)
+    column.kind: column for column in (ImageColumn, BooleanColumn, NumberColumn, DateColumn, TextColumn, CategoryColumn)
 }
 
 

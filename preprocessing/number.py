@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -76,21 +77,23 @@ class NumberColumn(Column):
 
     def encode(self, values: pd.Series) -> Tensor:
         x = self._scaled(to_tensor(self.parse(values)), normal_scores)
-        finite = torch.isfinite(x).all(dim=1)
+        finite = np.isfinite(x.numpy())
         if not finite.all():
-            raise UserError(f"{name_cell(values, ~finite.numpy())}: the number is too large.")
+            raise UserError(f"{name_cell(values, ~finite.all(axis=1))}: the number is too large.")
         return x
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, ...]:
+        """fill, mean and std as tensors: the ONNX exporter turns Python numbers into float32."""
+        return torch.tensor([self.fill, self.mean, self.std], dtype=torch.float64).unbind()
 
     def _scaled(self, raw: Tensor, scores) -> Tensor:
         """Turn float64 numbers (N,) with NaN into float32 features (N, 1 or 2)."""
+        fill, mean, std = self._constants
         missing = torch.isnan(raw)
-        # Constants as tensors: the ONNX exporter turns Python numbers into float32.
-        numbers = torch.where(missing, raw.new_tensor(self.fill), raw)
-        if self.quantiles:
-            x = scores(numbers, self.quantiles)
-        else:
-            x = (numbers - raw.new_tensor(self.mean)) / raw.new_tensor(self.std)
-        return torch.stack([x.float(), missing.float()] if self.flag else [x.float()], dim=1)
+        numbers = torch.where(missing, fill, raw)
+        x = scores(numbers, self.quantiles) if self.quantiles else (numbers - mean) / std
+        return torch.stack([x.float(), missing.float()], dim=1) if self.flag else x.float()[:, None]
 
     @property
     def features(self) -> list[str]:

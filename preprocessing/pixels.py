@@ -88,7 +88,7 @@ def open_image(cell: str | bytes) -> Image.Image:
     Raises UserError, naming the file, if there is none, or it is not an image or is too large.
     """
     if is_missing(cell):
-        raise UserError("the cell is empty, an image is needed.")
+        raise UserError("the cell is empty, an image is needed (--skip-broken leaves such rows out).")
     try:
         image = Image.open(cell if is_path(cell) else io.BytesIO(image_bytes(cell)), formats=FORMATS)
         if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses only twice as many

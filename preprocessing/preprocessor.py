@@ -24,7 +24,10 @@ def as_frame(records, lone: str = "") -> pd.DataFrame:
     Rows of a list are numbered from 1. Raises UserError if a column occurs twice or the lone column is missing.
     """
     frame = records
-    if not isinstance(records, pd.DataFrame):
+    if isinstance(records, pd.DataFrame):
+        if not all(isinstance(name, str) for name in records.columns):
+            frame = records.set_axis([str(name) for name in records.columns], axis=1)
+    else:
         records = [records] if isinstance(records, (dict, str, bytes)) else list(records)
         frame = frame_of([{lone: record} if lone and not isinstance(record, dict) else record for record in records])
         frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
@@ -119,8 +122,8 @@ class Preprocessor:
 
     def encode_columns(self, records) -> dict[str, Encoded]:
         """Encode records, each column on its own."""
-        frame = self.as_frame(records)
-        return {column.name: column.encode(frame[column.name]) for column in self.columns}
+        cells = dict(self.as_frame(records).items())
+        return {column.name: column.encode(cells[column.name]) for column in self.columns}
 
     def join(self, parts: dict[str, Encoded]) -> dict[str, Encoded]:
         """Put the columns of each input side by side."""
@@ -142,7 +145,7 @@ class Preprocessor:
     def as_frame(self, records) -> pd.DataFrame:
         """Return records as a DataFrame. Raises UserError for a missing column."""
         frame = as_frame(records, self.lone.name if self.lone else "")
-        if frame.empty and not len(frame.columns):  # no records lack no column
+        if frame.empty and not len(frame.columns):  # an empty list has every column
             frame = frame.reindex(columns=self.names)
         for name in self.names:
             if name not in frame:
@@ -233,7 +236,7 @@ class Preprocessor:
 
 
 def _with_disjoint_ids(columns: list[Column]) -> tuple[Column, ...]:
-    """Number the known ids of text columns one after the other."""
+    """Give each text column its own range of ids."""
     numbered, offset = [], 0
     for column in columns:
         numbered.append(replace(column, offset=offset) if column.own_ids and offset else column)

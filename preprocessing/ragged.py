@@ -46,9 +46,9 @@ class Ragged:
 
     def take(self, rows: Tensor) -> "Ragged":
         """Return some texts."""
-        ends = (self.starts + self.lengths).tolist()
-        parts = [self.flat[start:end] for start, end in zip(self.starts.tolist(), ends, strict=True)]
-        return Ragged(torch.cat([parts[row] for row in rows.tolist()]), self.lengths[rows], self.padding)
+        starts, lengths = self.starts[rows].tolist(), self.lengths[rows].tolist()
+        parts = [self.flat[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+        return Ragged(torch.cat(parts), self.lengths[rows], self.padding)
 
     def count(self, selected: Tensor) -> Tensor:
         """Return how many ids of each text are selected, int64 (N,). selected: bool, as long as `flat`."""

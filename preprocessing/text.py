@@ -76,7 +76,7 @@ class TextColumn(Column):
         name, tokenizer = str(values.name), "ngrams" if config.tokenizer == "auto" else config.tokenizer
         if tokenizer.startswith("hf:"):
             vocabulary, longest = load_tokenizer(tokenizer.removeprefix("hf:"))
-            # -1 is not a token, not even one that a text can spell
+            # -1 is never a token id
             column = cls(name, [], "pretrained", config.max_length or longest, 1, vocabulary, padding=-1)
             return column, column.encode(values)
         limit = _max_raw_chars(config.max_length or MAX_LENGTHS[tokenizer])
@@ -170,7 +170,7 @@ class TextColumn(Column):
         unknown = encoded.count(encoded.flat == UNKNOWN) > 0
         if self.tokenizer == "pretrained":  # its id 1 is a token like any other
             unknown = torch.zeros(len(encoded))
-        return {f"{self.name} length": lengths, f"{self.name} unknown parts": unknown.double().numpy()}
+        return {f"{self.name}: length": lengths, f"{self.name}: unknown parts": unknown.double().numpy()}
 
     def count_unknown(self, encoded: Ragged) -> int:
         """Count the texts without any known part."""
@@ -264,7 +264,7 @@ def _fit_ngrams(
     """Return (vocabulary, max_length, encoded texts). Each text is cleaned and hashed once."""
     cleaned = _clean_all(texts, steps)
     max_length = max_length or _usual_length(map(len, cleaned), MAX_LENGTHS["ngrams"])
-    limit = _max_raw_chars(max_length)  # where it is lower than before, a few texts are cut off earlier
+    limit = _max_raw_chars(max_length)  # a lower limit than before: clean these texts again
     cleaned = [
         clean(raw[:limit], steps) if len(raw) > limit else text for raw, text in zip(texts, cleaned, strict=True)
     ]

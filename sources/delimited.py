@@ -1,4 +1,4 @@
-"""Text tables (csv, tsv, …), however they are written: every cell is read as text, letter by letter."""
+"""Read delimited text (csv, tsv, …): every cell stays the text that it is in the file."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ def find_dialect(path: str | Path, layout: Layout) -> Dialect:
         head = read_head(path)
         if not head.strip(b"\xef\xbb\xbf\xff\xfe\r\n\t \x00"):
             raise UserError(f"{path}: the file is empty.")
-        # Any byte is some letter of latin-1, and no separator is a part of a letter in UTF-8 or cp949
+        # latin-1 decodes any bytes, and a separator is never part of a character in UTF-8 or cp949
         raw = head.decode("utf-16" if is_utf16(head) else "latin-1", "ignore").removeprefix("ï»¿")
         if raw.count("\0") > (len(raw) / 100 if layout.texts else 0):  # a text may hold a stray one
             line = raw[: raw.index("\0")].count("\n") + 1
@@ -115,7 +115,7 @@ def read_delimited(path: str | Path, layout: Layout) -> Iterator[pd.DataFrame]:
             rows += len(batch)
             _check_lines(path, batch, layout)
             yield batch.to_pandas()
-    # A quote that is left open in the last column swallows all that follows without any other sign of it
+    # An unclosed quote in the last column consumes the rest of the file, and Arrow does not report it
     if batch is not None and re.search(r"[\r\n]", batch.columns[-1][-1].as_py()) and _ends_within_quotes(path):
         raise UserError(f"{path}: row {rows}: a quote that opens there is never closed.")
 
@@ -156,7 +156,9 @@ def _check_lines(path: str | Path, batch, layout: Layout) -> None:
     import pyarrow.compute as pc
 
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if name not in layout.texts and (lines := pc.max(pc.count_substring(column, "\n")).as_py()) > LINES_IN_A_CELL:
+        if name in layout.texts or pc.max(pc.binary_length(column)).as_py() <= LINES_IN_A_CELL:
+            continue  # the lengths are known without reading the cells
+        if (lines := pc.max(pc.count_substring(column, "\n")).as_py()) > LINES_IN_A_CELL:
             raise UserError(
                 f"{path}: a cell of column {name!r} has {lines} lines: a quote was left open, or the column holds long "
                 f"texts, which --text {name!r} reads."

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from errors import UserError, did_you_mean
@@ -74,18 +73,15 @@ def _read(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.DataFrame]
 
 
 def resolve_paths(frame: pd.DataFrame, layout: Layout, source: str | Path) -> pd.DataFrame:
-    """Make file names start from the folder of the table that holds them; bytes and data URLs stay as they are."""
+    """Make file names start from the folder of their table; bytes, data URLs and empty cells stay as they are."""
     # Standard input has no folder: its paths start here
     folder = Path(".") if Path(source).name.startswith("standard input") else Path(source).parent
     for column in layout.paths:
         if column not in frame:
             raise UserError(f"{source}: column {column!r} is missing.{did_you_mean(column, frame.columns)}")
         cells = frame[column]
-        empty = cells.isna().to_numpy() | np.array([isinstance(cell, str) and cell in NULLS for cell in cells])
-        if empty.any():
-            raise UserError(f"{source}: row {frame.index[empty.argmax()]}, column {column!r} is empty: name a file.")
-        in_memory = [isinstance(cell, bytes) or str(cell).startswith(DATA_URL) for cell in cells]
-        paths = [c if stays else str(folder / str(c)) for c, stays in zip(cells, in_memory, strict=True)]
+        stays = cells.isna() | cells.map(lambda c: isinstance(c, bytes) or str(c).startswith(DATA_URL) or c in NULLS)
+        paths = [c if stay else str(folder / str(c)) for c, stay in zip(cells, stays, strict=True)]
         frame = frame.assign(**{column: paths})
     return frame
 
@@ -112,12 +108,17 @@ def _json_records(path: str | Path) -> Iterator[dict]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8-sig"))
+                record = json.loads(line.decode("utf-8-sig"), parse_int=_parse_int)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} is not valid JSON ({error}).") from None
             if not isinstance(record, dict):
                 raise UserError(f"{path}: line {number} is not a JSON object: each line is one record in braces.")
             yield record
+
+
+def _parse_int(digits: str) -> int | str:
+    """Keep large integers as text: beside a missing cell they would be rounded to floats."""
+    return int(digits) if len(digits) < 16 else digits
 
 
 def _read_parquet(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:

@@ -10,7 +10,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from conftest import TARGETS, assert_refused, close, command, mixed_csv, quick_run, table_for
+from conftest import TARGETS, WORDS, assert_refused, close, command, mixed_csv, quick_run, table_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_text import text_run
@@ -202,3 +202,14 @@ def test_an_export_is_no_checkpoint(everything, tmp_path):
     files = ["--input", checkpoint.parent / "sample.csv", "--output", "-"]
     done = command("predict.py", "--checkpoint", tmp_path / "m.onnx", *files)
     assert_refused(done, "m.onnx", "ONNX files are not supported")
+
+
+def test_a_text_that_is_empty_in_the_first_records_is_exported(tmp_path):
+    """The exporter takes a length of 1 for a constant; texts of other lengths must work all the same."""
+    random = np.random.default_rng(0)
+    notes = [" ".join(random.choice(WORDS, 4)) + f" {i}" if i % 3 == 2 else "" for i in range(90)]
+    table = pd.DataFrame({"n": random.normal(size=90), "note": notes, "y": ["a", "b"] * 45})
+    run = quick_run(tmp_path / "run", table, data=DataConfig(target="y", text="note"), model=ModelConfig("transformer"))
+    run.pipeline.examples[:2] = [record | {"note": ""} for record in run.pipeline.examples[:2]]
+    serialized = export_module.make_onnx(run.pipeline).SerializeToString()
+    export_module.check(run.pipeline, serialized)

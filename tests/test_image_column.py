@@ -346,7 +346,7 @@ def test_examples_profiles_and_samples(photos):
     fitted, pixels = fit(photos, image_size=8)
     examples = fitted.examples(photos[:5])
     assert torch.equal(fitted.encode(column(json.loads(json.dumps(examples)))), pixels[:5])
-    brightness = fitted.profile_values(photos, pixels)["photo brightness"]
+    brightness = fitted.profile_values(photos, pixels)["photo: brightness"]
     np.testing.assert_allclose(brightness, pixels.numpy().mean(axis=(1, 2, 3)) / 255)
     assert fitted.count_unknown(pixels) == 0
     raw = png(picture(0, 0))

@@ -230,7 +230,7 @@ def test_images_are_decoded_again_only_if_some_are_broken(tmp_path, decoded):
     with pytest.raises(BrokenRecords) as raised:
         dataloader_module._without_broken(encode, records, False, notes)
     assert list(raised.value.messages) == np.flatnonzero(bad).tolist()
-    with pytest.raises(UserError, match="no record is left without the broken ones"):
+    with pytest.raises(UserError, match="all records are broken; the first"):
         dataloader_module._without_broken(fitted.encode_columns, records[bad], True, notes)
 
 
@@ -358,3 +358,14 @@ def test_mixed_precision_learns(photos, tmp_path):
     run = image_run(tmp_path / "run", photos, epochs=4, amp=True, lr=1e-2)
     assert run.history["train/loss"].iloc[-1] < run.history["train/loss"].iloc[0]
     assert all(p.dtype == torch.float32 for p in run.pipeline.model.parameters())
+
+
+def test_an_empty_cell_among_images_is_a_broken_record(tmp_path):
+    path = mixed_csv(tmp_path, "binary", rows=60)
+    table = pd.read_csv(path)
+    table.loc[5, "photo"] = ""
+    table.to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"row 6, column 'photo': the cell is empty.*--skip-broken"):
+        quick_run(tmp_path / "run", data=DataConfig(data=str(path), target="binary"), epochs=1)
+    data = DataConfig(data=str(path), target="binary", image="photo", skip_broken=True)
+    assert len(quick_run(tmp_path / "run", data=data, model=ModelConfig(), epochs=1).predictions) == 9

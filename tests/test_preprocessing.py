@@ -1,6 +1,7 @@
 """Columns are recognised, fitted on training rows alone, and encoded the same way in training and in prediction."""
 
 import ast
+import io
 import json
 import random
 import re
@@ -13,6 +14,7 @@ import torch
 from conftest import ROOT, make_table, mixed_csv, mixed_table, quick_run, table_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
@@ -24,7 +26,8 @@ from errors import UserError
 from export import Options, export
 from pipeline import Pipeline
 from preprocessing import KINDS, Column, Preprocessor, gather, infer_kind
-from preprocessing.column import to_tensor
+from preprocessing.column import evenly_spaced, to_tensor
+from preprocessing.date import DateColumn
 from preprocessing.number import NumberColumn
 from preprocessing.parsing import canonical, decimal_sign, name_cell, to_numbers, to_text
 from preprocessing.ragged import PADDING, UNKNOWN
@@ -677,3 +680,33 @@ def test_every_way_of_asking_for_the_kind_is_noticed(source):
     assert not kind_checks(
         "x = {'text': 1}['text']; y = kind == 'binary'; z = isinstance(x, Column); text == f('text')"
     )
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 31, 32, 33])
+def test_evenly_spaced_records_reach_both_ends(count):
+    frame, chosen = pd.DataFrame({"a": range(32)}), evenly_spaced(pd.DataFrame({"a": range(32)}), count)["a"]
+    assert len(chosen) == min(count, 32) and chosen.is_unique and chosen.is_monotonic_increasing
+    assert chosen.iloc[0] == 0 and chosen.iloc[-1] >= 32 - 32 / count - 1
+    assert torch.equal(evenly_spaced(torch.arange(32), count), torch.tensor(chosen.to_numpy())) and len(frame) == 32
+
+
+def test_columns_may_have_names_that_are_not_text():
+    table = pd.DataFrame({0: [1.0, 2.0, 4.0] * 10, 1: ["a", "b", "b"] * 10})
+    fitted = Preprocessor.fit(table.set_axis(["0", "1"], axis=1), DataConfig())
+    assert torch.equal(fitted(table)["numbers"], fitted(table.set_axis(["0", "1"], axis=1))["numbers"])
+
+
+def test_bytes_of_images_are_found_and_never_parsed():
+    def picture(value: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("L", (8, 8), value).save(file, "PNG")
+        return file.getvalue()
+
+    table = pd.DataFrame({"photo": [picture(10 * i) for i in range(20)], "n": [0.5, 1.5] * 10})
+    assert Preprocessor.fit(table, DataConfig()).kinds == {"photo": "image", "n": "number"}
+
+
+def test_a_date_column_without_dates_is_refused():
+    values = pd.Series(pd.to_datetime([None] * 5), name="when")
+    with pytest.raises(UserError, match="column 'when' is empty in the training rows"):
+        DateColumn.fit(values, DataConfig())

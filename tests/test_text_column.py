@@ -279,8 +279,8 @@ def test_unknown_texts_are_counted():
     encoded = fitted.encode(values)
     assert fitted.count_unknown(encoded) == 3
     measured = fitted.profile_values(values, encoded)
-    assert measured["t length"].tolist() == [9, 8, 3, 0, 7]
-    assert measured["t unknown parts"].tolist() == [0, 1, 1, 1, 1]
+    assert measured["t: length"].tolist() == [9, 8, 3, 0, 7]
+    assert measured["t: unknown parts"].tolist() == [0, 1, 1, 1, 1]
     assert fitted.count_unknown(replace(fitted, offset=50).encode(values)) == 3
     assert fitted.count_unknown(fitted.encode(column([]))) == 0
     np.testing.assert_array_equal(fitted.parse(values), padded(encoded).numpy())
