@@ -47,19 +47,7 @@ def make_module(pipeline):
 
     from torch import nn
 
-    from model import NGramBag
-
     preprocessor, task, network = pipeline.preprocessor, pipeline.task, copy.deepcopy(pipeline.model).eval()
-
-    class GatheredBag(nn.Module):
-        """nn.EmbeddingBag with weighted sums, in operations that ONNX has."""
-
-        def __init__(self, bag):
-            super().__init__()
-            self.weight, self.padding_idx = bag.weight, bag.padding_idx
-
-        def forward(self, ids, per_sample_weights):
-            return (self.weight[ids.long()] * per_sample_weights[..., None]).sum(dim=1)
 
     class Module(nn.Module):
         """Preprocessing, the network, and the task's view of its logits."""
@@ -73,9 +61,6 @@ def make_module(pipeline):
             parts = {column.name: column.transform(x) for column, x in columns}
             return task.graph_outputs(self.network(**preprocessor.join(parts)))
 
-    for module in network.modules():
-        if isinstance(module, NGramBag):
-            module.table = GatheredBag(module.table)
     arrays = graph_inputs(preprocessor, (pipeline.examples * 2)[:2])
     return Module(), {name: _example(values) for name, values in arrays.items()}
 
@@ -191,7 +176,7 @@ def check(pipeline, serialized: bytes) -> None:
 
 
 def export(options: Options) -> None:
-    """Write the ONNX file, once its predictions are those of the checkpoint."""
+    """Write the ONNX file, if it gives the same predictions as the checkpoint."""
     from pipeline import Pipeline, atomic_write
 
     if not options.output.endswith(".onnx"):

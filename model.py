@@ -211,7 +211,11 @@ class NGramBag(nn.Module):
         if self.training:
             weights = weights * (torch.rand_like(weights) >= self.NGRAM_DROPOUT)
         weights = weights / weights.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        wide, deep = self.table(text, per_sample_weights=weights).tensor_split([self.out_features], dim=1)
+        if torch.compiler.is_exporting():  # ONNX has no EmbeddingBag
+            summed = (self.table.weight[text.long()] * weights[..., None]).sum(dim=1)
+        else:
+            summed = self.table(text, per_sample_weights=weights)
+        wide, deep = summed.tensor_split([self.out_features], dim=1)
         return wide, self.layers(deep)
 
     def features(self, text: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from progress import Progress
 # With fewer multiply-adds per step, distributing work over threads costs more than it saves
 # (measured with `python benchmarks/training_speed.py --threads`).
 ALL_THREADS_FROM = 500e6
-SAVE_SECONDS = 1.0  # short epochs share a save: a kill loses at most this much work,
-SAVE_SHARE = 0.03  # or, for large weights, as much as keeps saving below this share of the time
+SAVE_SECONDS = 1.0  # between saves: short epochs share one, so a kill loses at most this much work
+SAVE_SHARE = 0.03  # for large weights, save less often: at most this share of the time
 SAVE_SECONDS_IN_EPOCH = 120.0  # long epochs are saved in between as well
 SUM_DTYPES = {"mps": torch.float32}  # dtype of loss sums on devices without float64
 CHECK_EVERY = 100  # batches between two looks at the loss on an accelerator: each look waits for the device

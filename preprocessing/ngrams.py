@@ -69,8 +69,8 @@ def number_buckets(frequent: np.ndarray) -> np.ndarray:
 
 
 def known_ids(buckets: np.ndarray, offsets: np.ndarray, id_of_bucket: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (flat ids, length of each text) of hashed texts: the ids of the known n-grams, then one UNKNOWN for all
-    unknown ones together, which nearly every training text has. A text without n-grams is one UNKNOWN."""
+    """Return (flat ids, length of each text) of hashed texts: the ids of the known n-grams, followed by a
+    single UNKNOWN if any n-gram is unknown. A text without n-grams is one UNKNOWN."""
     ids = id_of_bucket[buckets]
     text_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     known = ids != UNKNOWN

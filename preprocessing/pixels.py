@@ -184,7 +184,7 @@ def decode(values: pd.Series, size: int, channels: int, *, progress: bool) -> Te
 
 
 def allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """Return room for uint8 pixels in memory; where they would take more than a quarter of it, in a file.
+    """Allocate uint8 pixels in memory, or in a temporary file if they exceed a quarter of the memory.
 
     The file is mapped into memory and has no name: it vanishes with the process, however that ends.
     Raises UserError if the disk has not enough space.

@@ -1,7 +1,5 @@
 """Token ids of texts of different lengths, stored without padding."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,10 +38,6 @@ class Ragged:
         ids = windows.index_select(0, self.starts[rows])
         return ids.masked_fill_(torch.arange(longest) >= lengths[:, None], self.padding)
 
-    def split(self, size: int) -> Iterator[Tensor]:
-        """Yield batches of `size` texts in order, each padded to its own longest text."""
-        return (self[rows] for rows in torch.arange(len(self)).split(size))
-
     def take(self, rows: Tensor) -> "Ragged":
         """Return some texts."""
         starts, lengths = self.starts[rows].tolist(), self.lengths[rows].tolist()
@@ -74,7 +68,3 @@ class RaggedColumns:
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Return the texts of a batch, each column padded on its own: (rows, ids of all columns)."""
         return torch.cat([part[rows] for part in self.parts], dim=1)
-
-    def split(self, size: int) -> Iterator[Tensor]:
-        """Yield batches of `size` records in order."""
-        return (self[rows] for rows in torch.arange(len(self)).split(size))

@@ -81,7 +81,7 @@ def find_encoding(path: str | Path, head: bytes, separator: str = "") -> str:
 
 
 def _first_invalid_block(path: str | Path, encoding: str) -> bytes | None:
-    """Return the first HEAD bytes of a file that contain bytes invalid in an encoding; None if there are none."""
+    """Return the first HEAD bytes of a file that contain bytes invalid in an encoding, or None."""
     decoder = codecs.getincrementaldecoder(encoding)()
     with open_unpacked(path) as file:
         block = file.read(HEAD)

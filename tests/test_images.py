@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import assert_refused, command, mixed_csv, quick_run
 from PIL import Image
+from test_image_column import make_folder, picture
 from test_resume import fingerprint, interrupted_run
 
 import dataloader as dataloader_module
@@ -21,26 +22,6 @@ from model import build_model
 from pipeline import Pipeline, read_checkpoint
 from preprocessing import Preprocessor
 from preprocessing.augmentation import Augmentation
-
-
-def picture(label: int, seed: int, size=(20, 24)) -> Image.Image:
-    """Red pictures with a bright top (0), or blue ones with a bright bottom (1), and noise."""
-    random = np.random.default_rng(seed)
-    pixels = random.integers(0, 90, (*size, 3))
-    pixels[..., 0 if label == 0 else 2] += 90
-    half = size[0] // 2
-    pixels[:half] += 60 * (1 - label)
-    pixels[half:] += 60 * label
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def make_folder(folder, count=24, names=("red", "blue")):
-    for label, name in enumerate(names):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            ending = ("png", "jpg", "bmp", "webp")[i % 4]
-            picture(label, 1000 * label + i, (20 + i % 5, 24)).save(folder / name / f"{i:03}.{ending}")
-    return folder
 
 
 @pytest.fixture(scope="module")

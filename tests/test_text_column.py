@@ -300,7 +300,6 @@ def test_ragged_batches_are_padded_to_their_longest():
     assert texts[torch.tensor([1, 3])].tolist() == [[4, 0], [9, 10]]
     assert texts[torch.tensor([0])].tolist() == [[1, 2, 3]]
     assert texts[torch.tensor([], dtype=torch.int64)].shape == (0, 0)
-    assert [part.tolist() for part in texts.split(3)] == [[[1, 2, 3, 0], [4, 0, 0, 0], [5, 6, 7, 8]], [[9, 10]]]
     assert texts.count(texts.flat > 4).tolist() == [0, 0, 4, 2]
     assert texts.shift(7)[torch.tensor([0])].tolist() == [[1, 9, 10]] and texts.shift(0) is texts
     assert Ragged.from_rows([[1, 2, 3], [4], [5, 6, 7, 8], [9, 10]]).flat.tolist() == texts.flat.tolist()
@@ -316,7 +315,6 @@ def test_ragged_columns_stand_side_by_side(rows, seed):
     for i, ids_of_row in zip(chosen.tolist(), both[chosen], strict=True):
         assert ids_of_row[ids_of_row != -1].tolist() == rows[i] + others[i]
         assert both.lengths[i] == len(rows[i]) + len(others[i])
-    assert sum(map(len, both.split(2))) == len(rows)
 
 
 # ---------------------------------------------------------------- text or not
