@@ -267,3 +267,9 @@ def test_batch_norm_survives_a_last_batch_of_one(tmp_path):
     run = quick_run(tmp_path / "run", make_table(97), data=DataConfig(target="binary", batch_size=2))
     assert len(run.history) == 3
     assert any(isinstance(m, nn.BatchNorm1d) for m in run.pipeline.model.modules())
+
+
+def test_an_empty_column_costs_no_row_with_drop_nulls():
+    table = make_table(60).assign(empty=None)
+    splits = load_splits(DataConfig(target="binary", drop_nulls=True), 0, table)
+    assert sum(map(len, parts(splits))) == make_table(60).notna().all(axis=1).sum()

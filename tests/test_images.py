@@ -1,5 +1,6 @@
 """Images are learned from and predicted, the same way wherever they come from: folders, tables, memory, a command."""
 
+import io
 import json
 import tempfile
 
@@ -350,3 +351,11 @@ def test_an_empty_cell_among_images_is_a_broken_record(tmp_path):
         quick_run(tmp_path / "run", data=DataConfig(data=str(path), target="binary"), epochs=1)
     data = DataConfig(data=str(path), target="binary", image="photo", skip_broken=True)
     assert len(quick_run(tmp_path / "run", data=data, model=ModelConfig(), epochs=1).predictions) == 9
+
+
+def test_images_in_memory_have_no_file_name(tmp_path, run):
+    file = io.BytesIO()
+    picture(0, 5).save(file, "PNG")
+    predictions = run.pipeline.predict([file.getvalue()])
+    assert predictions["file"].tolist() == [""]
+    predictions.to_parquet(tmp_path / "p.parquet")

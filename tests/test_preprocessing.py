@@ -710,3 +710,10 @@ def test_a_date_column_without_dates_is_refused():
     values = pd.Series(pd.to_datetime([None] * 5), name="when")
     with pytest.raises(UserError, match="column 'when' is empty in the training rows"):
         DateColumn.fit(values, DataConfig())
+
+
+def test_infinity_in_a_category_is_an_example_that_json_can_hold():
+    table = pd.DataFrame({"c": [1.5, np.inf] * 10, "n": [0.5, 2.5] * 10})
+    fitted = Preprocessor.fit(table, DataConfig(columns="c=category"))
+    cells = [record["c"] for record in json.loads(json.dumps(fitted.examples(table, 16), allow_nan=False))]
+    assert set(cells) == {1.5, "inf"}
