@@ -108,7 +108,7 @@ def _read(path: str, kinds: dict[str, str], notes: list[str]) -> tuple[pd.DataFr
         return read_folder(path, notes)
     if path.endswith(".db"):
         kinds = log_kinds(path) | kinds
-    table = read_table(path, layout_of({name: KINDS[kind] for name, kind in kinds.items() if kind in KINDS}))
+    table = read_table(path, layout_of(kinds))
     found = {}
     for name in table:
         cells = Cells(table[name].head(100))
@@ -116,7 +116,7 @@ def _read(path: str, kinds: dict[str, str], notes: list[str]) -> tuple[pd.DataFr
             if column.path_cells and name not in kinds and column.detect(cells, DataConfig()):
                 found[name] = column.kind
     if found:  # their file names start from the folder of the table
-        table = resolve_paths(table, layout_of({name: KINDS[kind] for name, kind in found.items()}), path)
+        table = resolve_paths(table, layout_of(found), path)
     return table, kinds | found
 
 
@@ -151,13 +151,12 @@ def _usable(table: pd.DataFrame, target: str, config: DataConfig, notes: list[st
         table = table[has_target]
     if config.drop_nulls:
         kinds = config.column_kinds()
-        texts = layout_of({name: KINDS[kind] for name, kind in kinds.items() if kind in KINDS}).texts
-        used = {
-            name: table[name] for name in table if kinds.get(name, "") in ("", *KINDS) and has_value(table[name]).any()
-        }
-        # In a text "NA" is a word
-        complete = [cells.notna() & cells.ne("") if name in texts else has_value(cells) for name, cells in used.items()]
-        complete = np.all(complete, axis=0)
+        texts = layout_of(kinds).texts
+        present = {name: has_value(table[name]) for name in table if kinds.get(name, "") in ("", *KINDS)}
+        present = {name: mask for name, mask in present.items() if mask.any()}  # other columns are left out
+        for name in texts & present.keys():
+            present[name] = (table[name].notna() & table[name].ne("")).to_numpy()  # in a text "NA" is a word
+        complete = np.all(list(present.values()), axis=0)
         notes.append(f"{source}: {(~complete).sum()} rows with a missing cell left out (--drop-nulls)")
         table = table[complete]
     if table.empty:

@@ -48,10 +48,11 @@ def take(part: Encoded, rows: Tensor) -> Encoded:
     return part[rows] if isinstance(part, Tensor) else part.take(rows)
 
 
-def layout_of(columns: dict[str, type[Column]]):
-    """Return the `sources.Layout` of columns of these kinds."""
+def layout_of(kinds: dict[str, str]):
+    """Return the `sources.Layout` of columns of these kinds (name → kind); columns that are left out do not count."""
     from sources.layout import Layout  # here, because sources imports preprocessing.parsing
 
+    columns = {name: KINDS[kind] for name, kind in kinds.items() if kind in KINDS}
     return Layout(
         paths=frozenset(name for name, column in columns.items() if column.path_cells),
         texts=frozenset(name for name, column in columns.items() if column.long_cells),
@@ -193,7 +194,7 @@ class Preprocessor:
     @property
     def layout(self):
         """What a reader needs to know about the columns (a `sources.Layout`)."""
-        return layout_of({column.name: type(column) for column in self.columns})
+        return layout_of(self.kinds)
 
     def summary(self) -> list[tuple[str, str, str]]:
         """(column, kind, what becomes of it), for the decision table."""
