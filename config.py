@@ -15,6 +15,7 @@ BUNDLED = ("breast_cancer", "wine", "diabetes", "digits", "docstrings")
 TABLE = "(a DataFrame)"  # in place of a file's name, if `train` was given a DataFrame
 INF = float("inf")
 CLEANING = ("unicode", "html", "repeats", "marks", "case")
+FORMATTED = ("number", "date", "")  # kinds of columns that can be written in several ways
 COLUMN_KINDS = ("number", "category", "boolean", "date", "text", "image", "drop")
 
 
@@ -40,6 +41,14 @@ def _as_tuples(config) -> None:
             object.__setattr__(config, f.name, value)
 
 
+def _split_column(item: str) -> tuple[str, str, str]:
+    """Split NAME=KIND or NAME=KIND:FORMAT; the name and the format may hold any sign. An empty kind is detected."""
+    kinds = "|".join(COLUMN_KINDS)
+    known = re.fullmatch(rf"(.+)=({kinds}|)(?::(.+))?", item, re.DOTALL)
+    found = known or re.fullmatch(r"(.*?)=([^:]*)(?::(.*))?", item, re.DOTALL)
+    return (found[1], found[2], found[3] or "") if found else ("", "", "")
+
+
 def model_names() -> list[str]:
     """Return the names in MODELS of model.py, read from its syntax tree: importing it would import torch."""
     tree = ast.parse(Path(__file__).with_name("model.py").read_text(encoding="utf-8"))
@@ -61,9 +70,9 @@ class DataConfig:
     """what to learn from, and what to predict"""
 
     data: str = "breast_cancer"
-    """A csv, tsv, jsonl or parquet file (also .gz), a log of serve.py (.db), a folder of images or of .txt files
-    (<class>/*, or train, val and test with such folders), or a bundled example: breast_cancer, wine, diabetes, digits,
-    docstrings."""
+    """A csv, tsv, jsonl, parquet, xlsx, xls or ods file (also .gz), a log of serve.py (.db), a folder of images or of
+    .txt files (<class>/*, or train, val and test with such folders), or a bundled example: breast_cancer, wine,
+    diabetes, digits, docstrings."""
     target: str = ""
     """The column to predict. Bundled examples and folders have their own."""
     task: Literal["auto", "binary", "multiclass", "regression"] = "auto"
@@ -73,7 +82,16 @@ class DataConfig:
     image: str = ""
     """The column of image paths, relative to the table's folder; short for --columns NAME=image."""
     columns: tuple[str, ...] = ()
-    """Set the kind of a column: NAME=KIND …, KIND one of number, category, boolean, date, text, image, drop."""
+    """Set the kind of a column: NAME=KIND …, KIND one of number, category, boolean, date, text, image, drop; and how
+    its numbers or dates are written: price=number:1.234,56 when=date:%d/%m/%Y."""
+    missing: tuple[str, ...] = ()
+    """Words that stand for a missing value in any column, beside the usual ones: --missing unbekannt -999."""
+    encoding: str = ""
+    """Encoding of text files, such as utf-8, cp1252 or cp949; by default it is detected."""
+    sheet: str = ""
+    """The sheet of a spreadsheet; by default the first."""
+    skip_rows: int = -1
+    """Lines above the header of a csv or a sheet, such as a title; -1 = detect."""
     val_split: float = 0.15
     """Share of the rows for the validation split, which selects the best epoch."""
     test_split: float = 0.15
@@ -118,7 +136,7 @@ class DataConfig:
     def __post_init__(self):
         _as_tuples(self)
         _within(self, val_split=(0, 1), test_split=(0, 1), image_size=(0, 4096), min_freq=(1, INF), batch_size=(0, INF))
-        _within(self, vocab_size=(0, 2**22), max_length=(0, INF))
+        _within(self, vocab_size=(0, 2**22), max_length=(0, INF), skip_rows=(-1, INF))
         shares = self.val_split, self.test_split
         _check(min(shares) > 0 and sum(shares) < 1, "--val-split and --test-split leave no rows for one of the splits.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
@@ -132,12 +150,20 @@ class DataConfig:
         kinds = dict.fromkeys(self.text, "text") | ({self.image: "image"} if self.image else {})
         _check(self.image not in self.text, f"--image {self.image}: the column is also given as --text.")
         for item in self.columns:
-            name, separator, kind = item.rpartition("=")
-            _check(bool(separator and name), f"--columns takes NAME=KIND, not {item!r}.")
-            _check(kind in COLUMN_KINDS, f"--columns {item}: unknown kind.{did_you_mean(kind, COLUMN_KINDS)}")
-            _check(kinds.get(name, kind) == kind, f"--columns {item}: {name} is given as {kinds.get(name)} as well.")
-            kinds[name] = kind
+            name, kind, written = _split_column(item)
+            _check(bool(name and (kind or written)), f"--columns takes NAME=KIND or NAME=KIND:FORMAT, not {item!r}.")
+            known = kind in COLUMN_KINDS or not kind
+            _check(known, f"--columns {item}: unknown kind.{did_you_mean(kind, COLUMN_KINDS)}")
+            _check(not written or kind in FORMATTED, f"--columns {item}: only a number or a date takes a format.")
+            same = not kind or kinds.get(name, kind) == kind
+            _check(same, f"--columns {item}: {name} is given as {kinds.get(name)} as well.")
+            kinds |= {name: kind} if kind else {}
         return kinds
+
+    def column_formats(self) -> dict[str, str]:
+        """Return name → how the cells are written, of the columns for which --columns says it."""
+        columns = map(_split_column, self.columns)
+        return {name: written for name, _, written in columns if written}
 
     def check_files(self) -> None:
         """Raise UserError for a file that a flag names and that does not exist."""

@@ -15,12 +15,15 @@ from config import BUNDLED, DataConfig
 from errors import BrokenRecords, UserError, did_you_mean, error_prefix
 from preprocessing import KINDS, Preprocessor, gather
 from preprocessing.column import Cells, Encoded
-from preprocessing.parsing import canonical_codes, date_format, has_value, parse_numbers, to_days
+from preprocessing.conventions import settle_formats, to_moments
+from preprocessing.parsing import canonical_codes, has_value, without_words
 from preprocessing.preprocessor import layout_of
-from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, split_folders
-from task import Task, infer_kind, stratify_labels
+from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, separator_of, split_folders
+from task import Task, infer_kind, is_missing, numbers_form, stratify_labels, words_that_are_classes
 
 # ---------------------------------------------------------------- records → splits
+
+GROUP_DRAWS = 100  # of whole groups; the best is taken
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,17 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
             if missing:
                 hint = did_you_mean(missing[0], tables[i].columns)
                 raise UserError(f"{source}: column {missing[0]!r} is missing.{hint}")
-            tables[i] = _usable(tables[i].reindex(columns=tables[0].columns), target, config, notes, source)
+            tables[i] = without_words(tables[i].reindex(columns=tables[0].columns), config.missing)
+    config = settle_formats(tables[0], config, "" if table is not None else separator_of(sources[0]), notes)
+    is_number, classes = bool(numbers_form(tables[0][target])), words_that_are_classes(tables[0][target])
+    notes += [f"{target}: {word!r} is frequent, so it is a class; --missing '{word}' otherwise" for word in classes]
+    for i, source in enumerate(sources):
+        if tables[i] is not None:
+            missing = is_missing(tables[i][target], is_number, classes)
+            tables[i] = _usable(tables[i], target, missing, config, notes, source)
     test, val, table = tables.pop(), tables.pop(), tables.pop()
-    kind = infer_kind(table[target]) if config.task == "auto" else config.task
+    form = config.column_formats().get(target, "")
+    kind = infer_kind(table[target], form) if config.task == "auto" else config.task
     shares = {"val": config.val_split if val is None else 0.0, "test": config.test_split if test is None else 0.0}
     train_rows, val_rows, test_rows = split_rows(table, target, kind, config, shares, seed)
     # Reorder column by column to avoid a second copy in memory; the splits are views.
@@ -89,12 +100,16 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         if Path(config.data).is_dir():
             target = target or LABEL
             paths = [given or found for given, found in zip(("", *paths[1:]), split_folders(config.data), strict=True)]
-        table, kinds = _read(paths[0], config.column_kinds(), notes)
+        table, kinds = _read(paths[0], config, config.column_kinds(), notes)
         if not target and paths[0].endswith(".db"):
             target = str(table.columns[-1])  # the log of a service keeps its target last
     kinds = kinds | config.column_kinds()
-    known = tuple(f"{name}={kind}" for name, kind in kinds.items() if name != target)
-    tables = [table, *(_read(path, kinds, notes)[0] if path else None for path in paths[1:])]
+    formats = {name: f":{form}" for name, form in config.column_formats().items()}
+    known = tuple(f"{name}={kind}{formats.pop(name, '')}" for name, kind in kinds.items() if name != target)
+    known += tuple(f"{name}={form}" for name, form in formats.items())
+    if target in config.column_formats() and config.task == "auto":
+        config = replace(config, task="regression")
+    tables = [table, *(_read(path, config, kinds, notes)[0] if path else None for path in paths[1:])]
     sources = [path or paths[0] for path in paths]
     for part, source in zip(tables, sources, strict=True):
         if part is not None:
@@ -102,13 +117,16 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
     return tables, sources, target, replace(config, text=(), image="", columns=known)
 
 
-def _read(path: str, kinds: dict[str, str], notes: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+def _read(
+    path: str, config: DataConfig, kinds: dict[str, str], notes: list[str]
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return the records of a file or folder, and the kinds of columns that the source knows, `kinds` among them."""
     if Path(path).is_dir():
-        return read_folder(path, notes)
+        return read_folder(path, notes, config.encoding)
     if path.endswith(".db"):
         kinds = log_kinds(path) | kinds
-    table = read_table(path, layout_of(kinds))
+    given = {"encoding": config.encoding, "sheet": config.sheet, "skip_rows": config.skip_rows}
+    table = read_table(path, replace(layout_of(kinds), **given), notes)
     found = {}
     for name in table:
         cells = Cells(table[name].head(100))
@@ -131,7 +149,7 @@ def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source:
     for flag, name in [("--target", target), *splitters.items(), *((flag, name) for name, flag in flags.items())]:
         if name and name not in names:
             raise UserError(f"{flag} {name}: no such column in {source}.{did_you_mean(name, names)}")
-    if target in flags:
+    if target in flags and target not in config.column_formats():
         given = f"{target}={kinds[target]}" if flags[target] == "--columns" else target
         raise UserError(f"{flags[target]} {given}: {target} is the target; --task gives its kind.")
     for flag, name in splitters.items():
@@ -141,14 +159,17 @@ def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source:
         raise UserError(f"{source} has only the column {names[0]!r}: there is nothing to predict it from.")
 
 
-def _usable(table: pd.DataFrame, target: str, config: DataConfig, notes: list[str], source: str) -> pd.DataFrame:
+def _usable(
+    table: pd.DataFrame, target: str, missing: np.ndarray, config: DataConfig, notes: list[str], source: str
+) -> pd.DataFrame:
     """Leave out rows without a target and, with --drop-nulls, all rows with a missing cell that would be used."""
-    has_target = has_value(table[target])
-    if not has_target.any():
+    if missing.all():
         raise UserError(f"{source}: target {target!r} has no value in any row.")
-    if not has_target.all():
-        notes.append(f"{source}: {(~has_target).sum()} rows without {target} left out")
-        table = table[has_target]
+    if missing.any():
+        words = table[target][missing & table[target].notna()].astype("str").str.strip().value_counts()
+        words = ", ".join(f"{word} {count}×" for word, count in words.items() if word)
+        notes.append(f"{source}: {missing.sum()} rows without {target} left out{f' ({words})' if words else ''}")
+        table = table[~missing]
     if config.drop_nulls:
         kinds = config.column_kinds()
         texts = layout_of(kinds).texts
@@ -179,53 +200,81 @@ def split_rows(
             f"{count} rows are too few to split into train, validation and test: give more rows, "
             "or --val-data and --test-data."
         )
-    labels = stratify_labels(table[target], kind, 1 + sum(size > 0 for size in sizes.values()))
+    form = config.column_formats().get(target, "")
+    labels = stratify_labels(table[target], kind, 1 + sum(size > 0 for size in sizes.values()), form)
     if labels is not None and not (config.group or config.time):
         classes = labels.max() + 1
         if any(0 < size < classes for size in sizes.values()):
             raise UserError(f"{count} rows are too few for each of {classes} classes to be in every split.")
     train = np.arange(count)
     if config.time:
-        return _split_by_time(table[config.time], sizes)
-    groups = canonical_codes(table[config.group])[0] if config.group else None
-    train, test = _split_off(train, sizes["test"], labels, groups, seed)
-    train, val = _split_off(train, sizes["val"], labels, groups, seed)
+        return _split_by_time(table[config.time], config.column_formats().get(config.time, ""), sizes)
+    if config.group:
+        return _split_by_group(table[config.group], table[target], labels, sizes, seed)
+    train, test = _split_off(train, sizes["test"], labels, seed)
+    train, val = _split_off(train, sizes["val"], labels, seed)
     return train, val, test
 
 
-def _split_off(rows, size: int, labels, groups, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split_off(rows, size: int, labels, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split `size` of the rows off, each part in its order in the file."""
-    from sklearn.model_selection import GroupShuffleSplit, train_test_split
+    from sklearn.model_selection import train_test_split
 
     if size == 0:
         return rows, rows[:0]
-    if groups is not None:
-        if len(set(groups[rows])) < 2:
-            raise UserError("--group: too few groups, each split needs at least one.")
-        # scikit-learn takes a share of the groups, and groups differ in size: the share of rows is approximate
-        splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
-        kept, off = next(splitter.split(rows, groups=groups[rows]))
-    else:
-        stratify = None if labels is None else labels[rows]
-        try:
-            kept, off = train_test_split(np.arange(len(rows)), test_size=size, stratify=stratify, random_state=seed)
-        except ValueError as error:  # some class has too few rows for its share
-            raise UserError(
-                f"{len(rows)} rows are too few to split off {size} with a share of each class: {error}"
-            ) from None
+    stratify = None if labels is None else labels[rows]
+    try:
+        kept, off = train_test_split(np.arange(len(rows)), test_size=size, stratify=stratify, random_state=seed)
+    except ValueError as error:  # some class has too few rows for its share
+        raise UserError(
+            f"{len(rows)} rows are too few to split off {size} with a share of each class: {error}"
+        ) from None
     return rows[np.sort(kept)], rows[np.sort(off)]
 
 
-def _split_by_time(values: pd.Series, sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _split_by_group(
+    values: pd.Series, targets: pd.Series, labels: np.ndarray | None, sizes: dict[str, int], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keep groups whole, and a group of each class in training. Of several draws, take the one whose other splits lack
+    the fewest classes; among these, the one whose classes come closest to their shares."""
+    groups, labels = canonical_codes(values)[0], np.zeros(len(values), int) if labels is None else labels
+    of_group, of_class = np.bincount(groups), np.bincount(labels)
+    pairs, rows = np.unique(groups * len(of_class) + labels, return_counts=True)
+    group, label = np.divmod(pairs, len(of_class))
+    wanted = [(split, size) for split, size in ((2, sizes["test"]), (1, sizes["val"])) if size]
+    random, best, best_cost = np.random.default_rng(seed), None, (math.inf, math.inf)
+    for _ in range(GROUP_DRAWS if len(pairs) < 100_000 else 3):
+        order = random.permutation(len(of_group))
+        last_place = np.zeros(len(of_class), int)
+        np.maximum.at(last_place, label, order.argsort()[group])
+        free, split_of, lacking, distance = np.delete(order, last_place), np.zeros(len(of_group), int), 0, 0.0
+        if len(free) < len(wanted):
+            continue
+        for later, (split, size) in zip(reversed(range(len(wanted))), wanted, strict=True):
+            counts = of_group[free[: len(free) - later]].cumsum()
+            end = int(abs(counts - size).argmin()) + 1
+            split_of[free[:end]], free = split, free[end:]
+            found = np.bincount(label, rows * (split_of[group] == split), len(of_class))
+            lacking += int((found == 0).sum())
+            distance += float(abs(found - of_class * size / len(labels)).sum())
+        if (lacking, distance) < best_cost:
+            best, best_cost = split_of[groups], (lacking, distance)
+    if best is None:
+        alone = int(np.bincount(label).argmin())
+        row = int((labels == alone).argmax())
+        raise UserError(
+            f"--group {values.name}: too few groups, each split needs one and training one of each class"
+            + (f" (class {targets.iloc[row]!r} is in group {values.iloc[row]!r})." if labels.any() else ".")
+        )
+    return tuple(np.flatnonzero(best == split) for split in range(3))
+
+
+def _split_by_time(values: pd.Series, form: str, sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut at two moments: rows of the same moment are in the same split."""
-    moments, wrong = parse_numbers(values)
-    if wrong.any():
-        form = date_format(values)
-        if not form:
-            raise UserError(
-                f"--time {values.name}: row {values.index[0]} is {values.iloc[0]!r}, neither a date nor a number."
-            )
-        moments = to_days(values, form)
+    if (moments := to_moments(values, form)) is None:
+        raise UserError(
+            f"--time {values.name}: row {values.index[0]} is {values.iloc[0]!r}, neither a date nor a number."
+        )
     if np.isnan(moments).any():
         raise UserError(f"--time {values.name}: row {values.index[np.isnan(moments).argmax()]} has no value.")
     ordered, count = np.sort(moments), len(moments)
@@ -266,16 +315,16 @@ def fit_splits(splits: Splits, config: DataConfig, task: Task) -> tuple[Splits, 
 
 def _without_broken(encode: Callable, records: pd.DataFrame, skip: bool, notes: list[str]):
     """Return (encode(records), records); with `skip`, of the records that can be read."""
-    try:
-        return encode(records), records
-    except BrokenRecords as error:
-        if not skip:
-            raise
-        notes.append(f"{len(error.messages)} broken records left out, the first: {error}")
-        records = records.iloc[np.setdiff1d(np.arange(len(records)), list(error.messages))]
-        if records.empty:
-            raise UserError(f"all records are broken; the first: {error}") from None
-        return encode(records), records
+    while True:  # each column has its own broken records
+        try:
+            return encode(records), records
+        except BrokenRecords as error:
+            if not skip:
+                raise
+            notes.append(f"{len(error.messages)} broken records left out, the first: {error}")
+            records = records.iloc[np.setdiff1d(np.arange(len(records)), list(error.messages))]
+            if records.empty:
+                raise UserError(f"all records are broken; the first: {error}") from None
 
 
 class TensorBatches(Dataset):

@@ -38,13 +38,17 @@ def did_you_mean(name: str, names: Iterable[str], everything: Iterable[str] = ()
 
 @contextlib.contextmanager
 def error_prefix(source: str):
-    """Prefix the message of a UserError with the name of the file that it comes from."""
+    """Prefix the message of a UserError with the name of the file that it comes from, unless it begins with it."""
+
+    def prefixed(message: str) -> str:
+        return message if message.startswith((f"{source}:", f"{source.rstrip('/')}/")) else f"{source}: {message}"
+
     try:
         yield
     except BrokenRecords as error:
-        raise BrokenRecords({row: f"{source}: {message}" for row, message in error.messages.items()}) from None
+        raise BrokenRecords({row: prefixed(message) for row, message in error.messages.items()}) from None
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(prefixed(str(error))) from None
 
 
 def parse_flags(config: type, *, description: str, default=None):

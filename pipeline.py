@@ -128,8 +128,7 @@ class Pipeline:
         Raises UserError, naming row and column, for records that the preprocessor cannot read.
         """
         frame = self.require_preprocessor().as_frame(records)
-        logits = self.predict_logits(frame)[1] if len(frame) else torch.empty(0, self.task.out_features)
-        return self.to_frame(logits, frame)
+        return self.to_frame(self.predict_logits(frame)[1], frame)
 
     def predict_logits(self, records) -> tuple[dict[str, Encoded], Tensor]:
         """Return (parts, logits) of raw records: their encoded columns, and the logits (N, out_features) on the CPU."""
@@ -144,6 +143,8 @@ class Pipeline:
         if isinstance(inputs, Tensor):
             return torch.cat([self.forward(part).cpu() for part in inputs.split(8192)])
         count = len(next(iter(inputs.values())))
+        if not count:
+            return torch.empty(0, self.task.out_features)
         rows = torch.arange(count).split(self.require_preprocessor().eval_batch_size)
         return torch.cat([self.forward(gather(inputs, part)).cpu() for part in rows])
 
@@ -156,10 +157,23 @@ class Pipeline:
             inputs = self.preprocessor.batch(inputs, training=training)
         return self.model(**inputs)
 
-    def to_frame(self, logits: Tensor, frame: pd.DataFrame) -> pd.DataFrame:
+    def to_frame(self, logits: Tensor, frame: pd.DataFrame, broken: dict[int, str] | None = None) -> pd.DataFrame:
         """Return the predictions of logits (N, out_features) as a table with the index of the records, after the name
-        of the file if a record came from one."""
-        predictions = pd.DataFrame(self.task.to_columns(logits), index=frame.index)
+        of the file if a record came from one.
+
+        broken: position → what is wrong with a record that has no logits: its predictions are empty, and a last column
+        `error` says why.
+        """
+        columns = self.task.to_columns(logits)
+        if broken is None:
+            predictions = pd.DataFrame(columns, index=frame.index)
+        else:  # types that can be empty, in every chunk the same
+            types = {"O": "string", "i": "Int64", "b": "boolean", "f": "float64"}
+            readable = [i for i in range(len(frame)) if i not in broken]
+            cells = {name: pd.Series(v, readable, dtype=types[v.dtype.kind]) for name, v in columns.items()}
+            predictions = pd.DataFrame(cells, range(len(frame)))
+            predictions["error"] = pd.Series(broken, range(len(frame)), dtype="string")
+            predictions.index = frame.index
         layout = self.preprocessor.layout
         names = [*layout.paths, *([FILE] if layout.lone and FILE in frame else [])]
         if names:  # cells in memory have no name

@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow down everything else on the machine
 
 import gc
+import sys
 from dataclasses import dataclass
 
 from errors import UserError, parse_flags, run
@@ -42,6 +43,7 @@ class Options:
 
 def serve(options: Options) -> None:
     """Load the model and serve it until stopped; then finish the accepted requests."""
+    import ipaddress
     import socket
 
     import torch
@@ -58,9 +60,16 @@ def serve(options: Options) -> None:
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {options.host} --port {options.port}: cannot listen there ({error}).") from None
     host, port = listener.getsockname()[:2]
+    key = options.api_key or os.environ.get("API_KEY", "")
+    if not key and not ipaddress.ip_address(host.split("%")[0]).is_loopback:
+        print(
+            f"warning: --host {options.host} without an API key: whoever reaches this address can use the model, read "
+            "its reports and reload it. Set API_KEY, or --host 127.0.0.1.",
+            file=sys.stderr,
+        )
     host = f"[{host}]" if ":" in host else host
     print(f"serving {options.checkpoint} at http://{host}:{port} (Ctrl-C stops)", flush=True)
-    app = make_app(service, options.api_key or os.environ.get("API_KEY", ""))
+    app = make_app(service, key)
     gc.freeze()  # the loaded modules stay: scanning them takes the garbage collector 70 ms each time
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT)
     uvicorn.Server(config).run(sockets=[listener])

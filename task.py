@@ -4,7 +4,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,28 +14,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
-from preprocessing.parsing import canonical, canonical_codes, decimal_sign, parse_numbers, to_numbers
+from preprocessing.numerals import (
+    MANY,
+    NEARLY_ALL,
+    PLAIN,
+    find_numbers,
+    form_of,
+    missing_hint,
+    parse_numbers,
+    to_numbers,
+)
+from preprocessing.parsing import NULLS, canonical, canonical_codes, is_missing_word
 
-DECIMAL_COMMA = re.compile(r"^\s*([+-]?\d*),(\d+)\s*$")
 REGRESSION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
-MANY = 20  # more distinct numbers than this are values to predict, not classes
+FREQUENT = 0.05  # of the rows: a class called "None" or "-" needs as many, rarer ones are missing values
 MAX_LIVE_TARGET = 1e100  # larger targets would overflow when errors are squared and summed
 TOLERANCE = 1e-5  # of a probability, or of a value relative to the spread of the targets
 
 
-def infer_kind(targets: pd.Series, decimal: str = "auto") -> str:
+def infer_kind(targets: pd.Series, form: str = "") -> str:
     """Infer binary, multiclass or regression from target values without nulls.
 
-    Words and booleans are classes. Numbers are classes if there are two of them, or few and all whole.
+    Words, booleans and codes with leading zeros are classes. Numbers are classes if there are two of them, or few and
+    all whole.  form: how numbers in text are written, see preprocessing/numerals.py; "" detects it.
     """
-    decimal = decimal_sign(targets) if decimal == "auto" else decimal
-    for cells in (targets.head(1000), targets):  # words are found in the first rows, without parsing them all
-        numbers, is_word = parse_numbers(cells, decimal)
-        if is_word.any():
-            break
-    if not is_word.any() and len(np.unique(numbers)) > MANY:
+    if numbers_form(targets) and len(np.unique(parse_numbers(targets, form or numbers_form(targets))[0])) > MANY:
         return "regression"
-    distinct = set(canonical_codes(_with_points(targets, decimal))[1])
+    distinct = set(_class_codes(targets, form)[1])
     if len(distinct) == 2:
         return "binary"
     numbers = pd.to_numeric(pd.Series(sorted(distinct)), errors="coerce")
@@ -43,6 +48,33 @@ def infer_kind(targets: pd.Series, decimal: str = "auto") -> str:
         return "multiclass"
     few_and_whole = len(distinct) <= MANY and len(targets) >= 5 * len(distinct) and bool((numbers % 1 == 0).all())
     return "multiclass" if few_and_whole else "regression"
+
+
+def numbers_form(targets: pd.Series) -> str:
+    """Return how targets that are numbers are written, as an example; "" for classes that are words or codes."""
+    found = find_numbers(targets)
+    if found is None or found.codes or found.share < NEARLY_ALL:
+        return ""
+    return str(found.form) if found.share == 1 or targets.nunique() > MANY else ""
+
+
+def words_that_are_classes(targets: pd.Series) -> set[str]:
+    """Return the words for a missing value, such as "None", "NA", "-" and "?", that are frequent among other words."""
+    if (targets.dtype != object and not isinstance(targets.dtype, pd.StringDtype)) or numbers_form(targets):
+        return set()
+    counts = targets[targets.map(lambda cell: isinstance(cell, str)).astype(bool)].str.strip().value_counts()
+    return {word for word in counts.index[counts >= max(3, FREQUENT * len(targets))] if word and word in NULLS}
+
+
+def is_missing(targets: pd.Series, is_number: bool, classes: Collection[str] = ()) -> np.ndarray:
+    """Return a mask of the rows without a target.
+
+    is_number: words such as "k.A." and "#DIV/0!" are missing too.  classes: words that are not.
+    """
+    is_text = targets.map(lambda cell: isinstance(cell, str)).to_numpy(dtype=bool)
+    words = targets.where(is_text, "x").astype("str").str.strip()
+    missing = words.map(is_missing_word) if is_number else words.isin(NULLS - set(classes))
+    return targets.isna().to_numpy() | missing.to_numpy(dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -61,7 +93,7 @@ class Task:
     loss_name: str = "mse"
     class_weights: list[float] = field(default_factory=list)  # empty = equal weights
     label_smoothing: float = 0.0
-    decimal: str = "."  # decimal sign of targets that are text
+    form: str = PLAIN  # how numbers in text are written, see preprocessing/numerals.py
 
     @classmethod
     def fit(
@@ -72,31 +104,33 @@ class Task:
         loss: str = "auto",
         class_weights: bool = False,
         label_smoothing: float = 0.0,
-        decimal: str = "auto",
+        form: str = "",
     ) -> "Task":
         """Learn the classes, or mean and standard deviation, from training targets without nulls.
 
-        decimal: decimal sign of targets that are text; auto detects it.
+        form: how numbers in text are written, see preprocessing/numerals.py; "" detects it.
         Raises UserError if the targets do not fit the kind, or the loss does not.
         """
         targets = pd.Series(targets)
-        name, decimal = str(targets.name), decimal_sign(targets) if decimal == "auto" else decimal
-        kind = infer_kind(targets, decimal) if kind == "auto" else kind
+        name, form = str(targets.name), form or numbers_form(targets) or PLAIN
+        kind = infer_kind(targets, form) if kind == "auto" else kind
         if kind == "regression":
             if class_weights or label_smoothing:
                 raise UserError("--class-weights and --label-smoothing are for classes; this is a regression.")
-            numbers = to_numbers(targets, "For classes give --task multiclass.", decimal)
+            hint = missing_hint(targets, parse_numbers(targets, form)[1])
+            numbers = to_numbers(targets, form, f"{hint} For classes give --task multiclass.")
             if np.ptp(numbers) == 0:
                 raise UserError(f"target {name!r} has one value only: there is nothing to learn.")
             loss = "mse" if loss == "auto" else loss
-            return cls(kind, name, [], float(numbers.mean()), float(numbers.std()), loss, decimal=decimal)
+            return cls(kind, name, [], float(numbers.mean()), float(numbers.std()), loss, form=form)
         if loss != "auto":
             raise UserError(f"--loss {loss} is for regression; {kind} classification has cross-entropy.")
-        counts = _count_classes(*canonical_codes(_with_points(targets, decimal)), name, kind)
+        counts = _count_classes(*_class_codes(targets, form), name, kind)
         classes = _sorted_classes(counts)
-        balanced = [len(targets) / (len(counts) * counts[canonical(c)]) for c in classes] if class_weights else []
+        keys = [canonical(c, counts) for c in classes]
+        balanced = [len(targets) / (len(counts) * counts[key]) for key in keys] if class_weights else []
         loss = "binary_cross_entropy" if kind == "binary" else "cross_entropy"
-        return cls(kind, name, classes, 0.0, 1.0, loss, balanced, label_smoothing, decimal)
+        return cls(kind, name, classes, 0.0, 1.0, loss, balanced, label_smoothing, form)
 
     @property
     def out_features(self) -> int:
@@ -117,12 +151,12 @@ class Task:
         """
         targets = pd.Series(targets)
         if self.kind == "regression":
-            numbers = to_numbers(targets, decimal=self.decimal)
+            numbers = to_numbers(targets, self.form)
             if np.isnan(numbers).any():
                 raise UserError(f"row {targets.index[np.isnan(numbers).argmax()]} has no {self.target!r}.")
             return torch.from_numpy(((numbers - self.mean) / self.std).astype(np.float32))
-        index = {canonical(c): i for i, c in enumerate(self.classes)}
-        codes, keys = canonical_codes(_with_points(targets, self.decimal))
+        index = {canonical(c, self._words): i for i, c in enumerate(self.classes)}
+        codes, keys = canonical_codes(_with_points(targets, self.form), self._words)
         encoded = np.array([index.get(key, -1) for key in keys], dtype=np.int64)[codes]
         if (encoded < 0).any():
             at = int((encoded < 0).argmax())
@@ -132,6 +166,15 @@ class Task:
             )
         encoded = torch.from_numpy(encoded)
         return encoded.float() if self.kind == "binary" else encoded
+
+    @property
+    def _words(self) -> set[str]:
+        """Classes whose spelling is not canonical, such as "None" and "007"."""
+        return {c for c in self.classes if isinstance(c, str) and canonical(c) != c}
+
+    def has_target(self, targets: pd.Series) -> np.ndarray:
+        """Return a mask of the rows whose target is known."""
+        return ~is_missing(targets, not any(isinstance(c, str) for c in self.classes), self._words)
 
     def decode(self, targets: Tensor) -> Tensor:
         """Undo `encode`: int64 class indices, or float64 values in the data's units."""
@@ -291,13 +334,14 @@ class Task:
         """
         series = pd.Series(targets, index=range(1, len(targets) + 1), name=self.target)
         if "probabilities" in predictions[0]:
-            classes = {canonical(c): c for c in predictions[0]["probabilities"]}
-            keys = [canonical(target) for target in _with_points(series, self.decimal)]
+            words = {c for c in predictions[0]["probabilities"] if canonical(c) != c}
+            classes = {canonical(c, words): c for c in predictions[0]["probabilities"]}
+            keys = [canonical(target, words) for target in _with_points(series, self.form)]
             for row, key in enumerate(keys, start=1):
                 if key not in classes:
                     raise UserError(f"row {row}: {str(targets[row - 1])!r} is not a class ({', '.join(classes)}).")
-            return [float(key != canonical(p["prediction"])) for key, p in zip(keys, predictions, strict=True)]
-        numbers = to_numbers(series, decimal=self.decimal)
+            return [float(key != canonical(p["prediction"], words)) for key, p in zip(keys, predictions, strict=True)]
+        numbers = to_numbers(series, self.form)
         invalid = np.isnan(numbers) | (np.abs(numbers) > MAX_LIVE_TARGET)
         if invalid.any():
             raise UserError(f"row {invalid.argmax() + 1}: {targets[invalid.argmax()]!r} is not a plausible number.")
@@ -321,11 +365,24 @@ class Task:
         return {"targets": count, name: score, "interval": interval}
 
 
-def _with_points(targets: pd.Series, decimal: str) -> pd.Series:
+def _class_codes(targets: pd.Series, form: str) -> tuple[np.ndarray, list[str]]:
+    """Return what `canonical_codes` does for targets without missing values: every word is a class.
+
+    Codes with leading zeros keep them, unless 01 and 1 both occur.
+    """
+    words = {cell.strip() for cell in targets.unique() if isinstance(cell, str)}
+    kept = words & NULLS
+    if (found := find_numbers(targets)) and found.codes and len({canonical(word) for word in words}) == len(words):
+        kept = {word for word in words if canonical(word) != word}
+    return canonical_codes(_with_points(targets, form or numbers_form(targets) or PLAIN), kept)
+
+
+def _with_points(targets: pd.Series, form: str) -> pd.Series:
     """Return text targets with 1,5 written as 1.5 if the decimal sign is a comma: 1,0 and 1 are one class."""
-    if decimal == "." or pd.api.types.is_numeric_dtype(targets.dtype):
+    if form_of(form).decimal == "." or pd.api.types.is_numeric_dtype(targets.dtype):
         return targets
-    return targets.map(lambda cell: re.sub(DECIMAL_COMMA, r"\1.\2", cell) if isinstance(cell, str) else cell)
+    comma = r"^\s*([+-]?\d*),(\d+)\s*$"
+    return targets.map(lambda cell: re.sub(comma, r"\1.\2", cell) if isinstance(cell, str) else cell)
 
 
 def _sorted_classes(keys: Iterable[str]) -> list:
@@ -341,14 +398,14 @@ def _sorted_classes(keys: Iterable[str]) -> list:
     return sorted(classes if len(types) == 1 else keys)  # mixed types become words: a column has one type
 
 
-def stratify_labels(targets: pd.Series, kind: str, min_rows: int) -> np.ndarray | None:
+def stratify_labels(targets: pd.Series, kind: str, min_rows: int, form: str = "") -> np.ndarray | None:
     """Return the class of each row as an integer from 0, for splits that keep class shares; None for regression.
 
     Raises UserError if the classes do not make a `kind` problem with `min_rows` rows each.
     """
     if kind == "regression":
         return None
-    codes, keys = canonical_codes(_with_points(targets, decimal_sign(targets)))
+    codes, keys = _class_codes(targets, form)
     _count_classes(codes, keys, str(targets.name), kind, min_rows)
     return codes
 

@@ -36,6 +36,7 @@ class Run:
     test: dict[str, float]  # metrics on the test split
     predictions: object  # a DataFrame: row, target and prediction of each test record
     out: Path
+    diagnosis: list[str]  # what is wrong with the result, and what to try; empty if nothing is
 
 
 def train(
@@ -51,10 +52,8 @@ def train(
     table: a DataFrame to use instead of the file that `data.data` names.
     Raises UserError for anything wrong with data or flags, and KeyboardInterrupt, after saving, when interrupted.
     """
-    import pandas as pd
-
     from dataloader import load_splits
-    from evaluation.run_folder import write_previews, write_run
+    from evaluation.run_folder import diagnose, read_tested, write_previews, write_run
     from trainer import Trainer, seed_all
 
     config = Config(data or DataConfig(), model or ModelConfig(), training or TrainConfig(), run or RunConfig())
@@ -79,17 +78,24 @@ def train(
         if is_new and not (out / "last.pt").exists():
             shutil.rmtree(out, ignore_errors=True)  # nothing was learned yet: leave nothing half-written behind
         raise
-    predictions, test = _evaluate(trainer, splits, loaders[2])
-    best = history[trainer.best["epoch"] - 1]
+    tested = read_tested(out, trainer, splits, config) if state else None
+    predictions, test = tested or _evaluate(trainer, splits, loaders[2])
+    best = trainer.history[trainer.best["epoch"] - 1]
+    val = {name.removeprefix("val/"): value for name, value in best.items() if name.startswith("val/")}
     result = Run(
         pipeline=pipeline,
-        history=pd.DataFrame(history),
-        val={name.removeprefix("val/"): value for name, value in best.items() if name.startswith("val/")},
+        history=history,
+        val=val,
         test=test,
         predictions=predictions,
         out=out,
+        diagnosis=diagnose(val, test, pipeline.task, splits, config),
     )
-    _print_result(result, trainer, write_run(result, trainer, splits, config))
+    if tested:
+        print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
+    else:
+        write_run(result, trainer, splits, config)
+    _print_result(result, trainer)
     return result
 
 
@@ -106,6 +112,7 @@ def assemble(splits, config: Config):
 
     training = config.training
     options = {"class_weights": training.class_weights, "label_smoothing": training.label_smoothing}
+    options["form"] = splits.config.column_formats().get(splits.target, "")
     task = Task.fit(splits.train[splits.target], splits.kind, loss=training.loss, **options)
     data = replace(splits.config, tokenizer=_tokenizer(config))
     splits, preprocessor, encoded = fit_splits(splits, data, task)
@@ -227,13 +234,15 @@ def _run_folder(config: RunConfig, source: str) -> Path:
     return out
 
 
-def _print_result(result: Run, trainer, sample: Path) -> None:
+def _print_result(result: Run, trainer) -> None:
     epochs, seconds, patience = len(result.history), float(result.history["seconds"].sum()), trainer.config.patience
     early = f" (stopped early: --patience {patience})" if trainer.out_of_patience() else ""
     print(f"\nbest epoch {trainer.best['epoch']} of {epochs}{early}, in {seconds:.1f} s")
     for split in ("val", "test"):
         print(f"{split:<5} " + "  ".join(f"{name} {value:.5g}" for name, value in getattr(result, split).items()))
-    print(f"\nTry it: python predict.py --checkpoint {result.out / 'best.pt'} --input {sample} --output -")
+    sample = next((result.out / name for name in ("sample.csv", "sample") if (result.out / name).exists()), "new.csv")
+    try_it = f"Try it: python predict.py --checkpoint {result.out / 'best.pt'} --input {sample} --output -"
+    print("", *(result.diagnosis or [try_it]), sep="\n")
 
 
 def _print_data(splits, pipeline) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -132,10 +133,10 @@ class Trainer:
 
     # ------------------------------------------------------------ the loop
 
-    def fit(self, train_loader: DataLoader, val_loader: DataLoader) -> list[dict]:
+    def fit(self, train_loader: DataLoader, val_loader: DataLoader) -> pd.DataFrame:
         """Train until the last epoch, or until `patience` epochs brought no improvement. Load the best weights.
 
-        Returns the history, a dict per epoch. Raises UserError if a loss is not finite, and KeyboardInterrupt after
+        Returns the history, a row per epoch. Raises UserError if a loss is not finite, and KeyboardInterrupt after
         Ctrl-C or SIGTERM, when everything is saved.
         """
         with self._session(train_loader):
@@ -146,7 +147,7 @@ class Trainer:
                 self._end_epoch(train_loss, val, started)
             self._save()
         self.model.load_state_dict(self.best["state_dict"])
-        return self.history
+        return pd.DataFrame(self.history)
 
     def train_epoch(self, loader: DataLoader) -> float:
         """Go through the training records once, from `next_batch` on. Return their mean loss."""

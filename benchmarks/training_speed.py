@@ -119,7 +119,7 @@ def trainer_fit(train, val, epochs: int, warm: bool = True) -> float:
         config, run = TrainConfig(epochs=epochs, patience=0), RunConfig(threads=1, out=folder)
         trainer = Trainer(Pipeline(make_model(), task), config, run)
         history = trainer.fit(*loaders)
-    return sum(row["seconds"] for row in history) / epochs
+    return history["seconds"].sum() / epochs
 
 
 def compare(rounds: int, epochs: int) -> None:

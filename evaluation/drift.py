@@ -6,6 +6,7 @@ import numpy as np
 
 THRESHOLD = 0.2  # PSI above this is usually called drift (Siddiqi, "Credit Risk Scorecards", 2006)
 MISSING_RISE = 0.1  # rise in the share of missing or unknown cells that counts as drift
+MIN_RECORDS = 30  # newer records from which on they are compared
 BINS = 10  # per number
 MAX_CATEGORIES, MIN_ROWS = 30, 5  # categories in a profile, and training rows that each of them needs
 PROFILE_ROWS = 2_000  # training rows, evenly spaced, from which a profile is made
@@ -53,11 +54,12 @@ class Profile:
         return {name: _count(values, self.columns[name]) for name, values in data.items() if name in self.columns}
 
     def compare(self, counts: dict[str, np.ndarray]) -> dict[str, dict]:
-        """Return {"psi", "missing", "other", "rows", "drifted", "why"} for each column of counted records.
+        """Return {"psi", "missing", "other", "rows", "enough", "drifted", "why"} for each column of counted records.
 
         psi: population stability index, the sum of (p - q) · ln(p / q) over the bins. For n rows without drift it is
         distributed as chi²(bins - 1) · (1/n + 1/N) (Yurdakul, "Statistical Properties of PSI", 2018). An index below
         the 0.999 quantile of that distribution is not reported, so that a few rows raise no alarm.
+        enough: whether the records suffice to tell drift from chance; below MIN_RECORDS nothing is called drift.
         missing, other: shares of the records; `other` are categories that are not in the profile.
         """
         return {name: _compare(np.array(self.columns[name]["counts"]), new, self.columns[name])
@@ -87,13 +89,15 @@ def _compare(old: np.ndarray, new: np.ndarray, state: dict) -> dict:
     for what, now, then in (("missing", shares[-1], before[-1]), ("unknown", other, was_other)):
         if now > then + max(MISSING_RISE, 3.1 * np.sqrt(0.25 / new.sum())):
             why.append(f"{now:.0%} {what}, {then:.0%} in training")
+    few = new.sum() < MIN_RECORDS
     return {
         "psi": psi,
         "missing": float(shares[-1]),
         "other": other,
         "rows": int(new.sum()),
-        "drifted": bool(why),
-        "why": "; ".join(why),
+        "enough": bool(by_chance <= THRESHOLD) and not few,
+        "drifted": bool(why) and not few,
+        "why": "" if few else "; ".join(why),
     }
 
 

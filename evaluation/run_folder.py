@@ -1,7 +1,11 @@
-"""Write the run folder: metrics, test predictions, a sample for predict.py, and a picture of a training batch."""
+"""The run folder: metrics, what is wrong with them, test predictions, a sample for predict.py, a training batch."""
 
 import json
+import math
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from errors import UserError
 from pipeline import atomic_write, weights_sha256
@@ -25,8 +29,63 @@ def write_previews(out: Path, loader, preprocessor) -> None:
                 raise UserError(f"--out {out}: cannot be written to ({error.strerror}).") from None
 
 
-def _write_sample(records, pipeline, out: Path) -> Path:
-    """Write a few records without the target for predict.py to try; return the file or folder to give it.
+def diagnose(val: dict, test: dict, task, splits, config) -> list[str]:
+    """Return sentences that say so if the model predicts no better than without looking at the columns, and what to
+    try; none if it learned something."""
+    if not _is_useless(test, task, splits.test):
+        return []
+    names = ("r2",) if task.kind == "regression" else ("accuracy", "roc_auc")
+    shown = ", ".join(f"{name} {test[name]:.4g}" for name in names)
+    guess = f"the mean of {task.target}" if task.kind == "regression" else "the most frequent class"
+    useless = f"on the test split it is no better than always predicting {guess} ({shown})."
+    found = "learned nothing" if _is_useless(val, task, splits.val) else "learned nothing that holds on other rows"
+    hints = [f"a lower --lr (now {config.training.lr:g})"]
+    hints += [] if config.training.clip_norm else ["--clip-norm 1"]
+    hints += [] if config.data.scaling == "quantile" else ["--scaling quantile"]
+    return [
+        f"The model {found}: {useless}",
+        f"Try {', '.join(hints)}, or more --epochs (now {config.training.epochs}).",
+    ]
+
+
+def _is_useless(metrics: dict, task, records) -> bool:
+    """Return whether metrics are no better than those of the mean, or of the most frequent class.
+
+    Where classes are rare, the accuracy of a good model may equal the share of the frequent class: it is useless only
+    if it cannot rank the records either, and its ROC AUC is what chance gives.
+    """
+    if task.kind == "regression":
+        return metrics["r2"] <= 0  # false for NaN, of a single row
+    majority = np.bincount(task.encode(records[task.target]).long()).max() / len(records)
+    return metrics["accuracy"] <= majority and metrics["roc_auc"] <= 0.5 + min(0.05, 1 / math.sqrt(len(records)))
+
+
+def read_tested(out: Path, trainer, splits, config):
+    """Return (predictions, metrics) of the test split, if the files in `out` hold those of these weights and records.
+
+    So a resumed run with nothing left to train is not tested again. Otherwise None.
+    """
+    task, target = trainer.task, splits.test[splits.target]
+    try:
+        metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        is_text = task.kind != "regression" and isinstance(task.classes[0], str)
+        text = {"dtype": dict.fromkeys(("target", "prediction"), str), "keep_default_na": False} if is_text else {}
+        predictions = pd.read_csv(out / "test_predictions.csv", **text)
+        same = (
+            metrics["weights_sha256"] == weights_sha256(trainer.best["state_dict"])
+            and metrics["epochs"] == trainer.epoch
+            and metrics["config"]["data"] == config.to_dict()["data"]
+            and predictions["row"].tolist() == target.index.tolist()
+            and np.allclose(task.encode(predictions["target"]), task.encode(target))
+        )
+        test = {name: math.nan if value is None else value for name, value in metrics["test"].items()}
+    except (OSError, ValueError, KeyError):  # the run was killed before or while they were written
+        return None
+    return (predictions, test) if same else None
+
+
+def _write_sample(records, pipeline, out: Path) -> None:
+    """Write a few records without the target for predict.py to try.
 
     Files that cells name are copied into sample/. A table with other columns refers to them there.
     """
@@ -38,22 +97,20 @@ def _write_sample(records, pipeline, out: Path) -> Path:
         for file, content in files:
             (out / "sample" / file).write_bytes(content)
         records = records.assign(**{name: [f"sample/{file}" for file, _ in files]})
-    if columns and pipeline.preprocessor.lone:
-        return out / "sample"
-    with atomic_write(out / "sample.csv") as file:
-        records.to_csv(file, index=False)
-    return out / "sample.csv"
+    if not (columns and pipeline.preprocessor.lone):
+        with atomic_write(out / "sample.csv") as file:
+            records.to_csv(file, index=False)
 
 
-def write_run(result, trainer, splits, config) -> Path:
+def write_run(result, trainer, splits, config) -> None:
     """Write what is known after training: test predictions, a sample for predict.py, and metrics.json last.
 
-    result: a train.Run. Returns the sample.
+    result: a train.Run.
     """
     out, task = result.out, result.pipeline.task
     with atomic_write(out / "test_predictions.csv") as file:
         result.predictions.to_csv(file, index=False)
-    sample = _write_sample(evenly_spaced(splits.test, SAMPLE_ROWS), result.pipeline, out)
+    _write_sample(evenly_spaced(splits.test, SAMPLE_ROWS), result.pipeline, out)
     rows = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
     seconds = float(result.history["seconds"].sum())
     metrics = {
@@ -65,6 +122,7 @@ def write_run(result, trainer, splits, config) -> Path:
         "epochs": len(result.history),
         "val": result.val,
         "test": result.test,
+        "diagnosis": result.diagnosis,
         "seconds": seconds,
         "samples_per_second": rows["train"] * len(result.history) / seconds,
         "weights_sha256": weights_sha256(trainer.best["state_dict"]),
@@ -77,4 +135,3 @@ def write_run(result, trainer, splits, config) -> Path:
         plain = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON has no NaN
         json.dump(plain, file, indent=2, ensure_ascii=False)
         file.write("\n")
-    return sample

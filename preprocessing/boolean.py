@@ -50,6 +50,9 @@ class BooleanColumn(Column):
         words = [True, False, "yes", "no", 1, 0]
         return {"type": ["boolean", "string", "number", "null"], "examples": words, "x-kind": self.kind}
 
+    def made_up(self, profile: dict) -> bool:
+        return bool(self.fill)
+
     def parse(self, values: pd.Series) -> np.ndarray:
         """float64 (N,): 0, 1, or NaN for a missing cell."""
         return to_booleans(values)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from config import DataConfig
 from preprocessing.column import Cells, Column
-from preprocessing.parsing import canonical_codes
+from preprocessing.parsing import canonical, canonical_codes
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,17 @@ class CategoryColumn(Column):
         known = [value for value in self.values if value][:100]
         return {"type": ["string", "number", "boolean", "null"], "examples": known, "x-kind": self.kind}
 
-    def count_unknown(self, encoded: Tensor) -> int:
-        return int((encoded == 0).sum())
+    def unknown(self, values: pd.Series, encoded: Tensor) -> Tensor:
+        return encoded[:, 0] == 0
+
+    def why_unknown(self, cell) -> str:
+        return super().why_unknown(cell) if canonical(cell) else "the cell is empty, as (almost) none was in training"
+
+    def made_up(self, profile: dict) -> str | None:
+        """Return the most frequent value."""
+        known = [value for value in self.values if value]
+        count_of = dict(zip(profile.get("values", []), profile.get("counts", []), strict=False))
+        return max(known, key=lambda value: count_of.get(value, 0), default=None)
 
     @property
     def onnx_keys(self) -> list[str]:

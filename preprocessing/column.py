@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from config import DataConfig
-from preprocessing.parsing import decimal_sign, parse_numbers, to_text
+from preprocessing.numerals import Numbers, find_numbers
+from preprocessing.parsing import to_text
 from preprocessing.ragged import Ragged
 
 Encoded = Tensor | Ragged  # a column's records: (N, …), or token ids of different lengths
@@ -63,12 +64,9 @@ class Cells:
         return float(self.present.str.count(r"\s+").mean()) + 1
 
     @cached_property
-    def numbers(self) -> np.ndarray | None:
-        """The present cells as float64; None unless all of them are numbers."""
-        if pd.api.types.is_bool_dtype(self.values.dtype):
-            return None
-        numbers, wrong = parse_numbers(self.values, decimal_sign(self.values))
-        return None if wrong.any() else numbers[~np.isnan(numbers)]
+    def numbers(self) -> Numbers | None:
+        """How the numbers of the column are written; None if most cells are not numbers."""
+        return find_numbers(self.values)
 
 
 class Column:
@@ -91,6 +89,7 @@ class Column:
     encodes_outside_graph: ClassVar[bool] = False  # an exported graph takes ids that only `encode` can make
     max_examples: int = 16  # records that a checkpoint keeps for its self-check
     onnx_keys: tuple | list = ()  # strings that an exported graph maps to 1, 2, …
+    unknown_cells: ClassVar[str] = "values unknown (unseen or too rare in training)"  # what `unknown` marks
     own_ids: int = 0  # number of token ids that only this column uses, starting at 2 + `offset`
 
     @classmethod
@@ -150,7 +149,7 @@ class Column:
     def json_schema(self, profile: dict, examples: list) -> dict:
         """Describe one cell of a request as JSON schema.
 
-        profile: the training distribution of this column (see evaluation/drift.py).  examples: some training cells.
+        profile: the training distribution of this column (see evaluation/drift.py).  examples: some cells to show.
         """
         raise NotImplementedError
 
@@ -158,9 +157,17 @@ class Column:
         """Return what drift is measured on, by name: floats with NaN, or words with "" for a missing cell."""
         return {self.name: self.parse(values)}
 
-    def count_unknown(self, encoded: Encoded) -> int:
-        """Count cells whose value training did not know."""
-        return 0
+    def unknown(self, values: pd.Series, encoded: Encoded) -> Tensor | None:
+        """Return a mask (N,) of the cells whose value training did not know; None for a kind that knows every value."""
+        return None
+
+    def why_unknown(self, cell) -> str:
+        """Say what is unknown about a cell that `unknown` marks."""
+        return f"{shorten(cell)} was not seen in training (or too rarely)"
+
+    def made_up(self, profile: dict):
+        """Return a cell that is plausible, but of no training record. profile: as in `json_schema`."""
+        raise NotImplementedError
 
     def examples(self, values: pd.Series) -> list:
         """Return cells as values that JSON can hold."""
@@ -178,6 +185,12 @@ class Column:
     def preview(self, x: Tensor):
         """Return a picture (PIL) of a batch as the network sees it; None for a kind that nobody can look at."""
         return None
+
+
+def shorten(cell) -> str:
+    """Return a cell in quotes, cut to a few words."""
+    text = str(cell)
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")
 
 
 def _plain(value):

@@ -1,7 +1,8 @@
 """Columns of dates and times: the day, the season, the weekday and the hour."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import ClassVar
 
@@ -13,8 +14,10 @@ from torch import Tensor
 from config import DataConfig
 from errors import UserError
 from preprocessing.column import Cells, Column
+from preprocessing.dates import ISO, JOINT, check_form, find_dates, parse_days, to_days
 from preprocessing.number import NumberColumn
-from preprocessing.parsing import date_format, has_value, to_days
+from preprocessing.numerals import MANY, NEARLY_ALL, missing_hint
+from preprocessing.parsing import count_missing_words, has_value
 
 PERIODS = {"year": 365.2425, "weekday": 7.0, "hour": 1.0}  # days after which a feature of a date repeats
 
@@ -24,11 +27,12 @@ class DateColumn(Column):
     """A date: scaled days since 1970, and a point on a circle for each period, so that December is next to January."""
 
     name: str
-    form: str  # how it is written: a format of strptime, or ISO8601
+    form: str  # how it is written: a format of strptime, or ISO8601; several are joined by " | "
     mean: float  # of the training days
     std: float
     flag: bool  # training had missing cells: another feature tells them apart
     clock: bool  # training had times of day
+    words: dict[str, int] = field(default_factory=dict)  # training cells that said that the date is missing
 
     kind: ClassVar[str] = "date"
     input: ClassVar[str] = "numbers"
@@ -36,22 +40,35 @@ class DateColumn(Column):
 
     @classmethod
     def detect(cls, cells: Cells, config: DataConfig) -> bool:
-        values = cells.values
-        return bool(date_format(values if pd.api.types.is_datetime64_any_dtype(values.dtype) else cells.present))
+        """Raises BrokenRecords for a column of dates in which some cells are words."""
+        found = find_dates(cells.values)
+        if found and NEARLY_ALL <= found.share < 1 and cells.distinct > MANY:
+            to_days(cells.values, found.form, missing_hint(cells.values, parse_days(cells.values, found.form)[1]))
+        return found is not None and found.share == 1
 
     @classmethod
     def fit(cls, values: pd.Series, config: DataConfig) -> "DateColumn":
         if not has_value(values).any():
             raise UserError(f"column {values.name!r} is empty in the training rows: give --columns {values.name}=drop.")
-        form = date_format(values)
-        if not form:
+        form = check_form(config.column_formats().get(str(values.name), ""))
+        if not form and not (found := find_dates(values)):
             raise UserError(
-                f"column {values.name!r}: no single date format fits all cells: give --columns {values.name}=category."
+                f"column {values.name!r}: no date format fits its cells: give one, such as "
+                f"--columns {values.name}=date:%d/%m/%Y, or --columns {values.name}=category."
             )
-        days = to_days(values, form)
+        form = form or found.form
+        days = to_days(values, form, missing_hint(values, parse_days(values, form)[1]))
         known = days[~np.isnan(days)]
         std, clock = float(known.std()) or 1.0, bool((known % 1 != 0).any())
-        return cls(str(values.name), form, float(known.mean()), std, bool(np.isnan(days).any()), clock)
+        return cls(
+            str(values.name),
+            form,
+            float(known.mean()),
+            std,
+            bool(np.isnan(days).any()),
+            clock,
+            count_missing_words(values),
+        )
 
     @property
     def periods(self) -> dict[str, float]:
@@ -70,15 +87,23 @@ class DateColumn(Column):
 
     def summary(self) -> str:
         hour = ", hour" if self.clock else ""
-        missing = "; missing: the mean date and a flag" if self.flag else ""
-        return f"{self.form} → day, season, weekday{hour}{missing}"
+        words = ", ".join(f"{word} {count}×" for word, count in list(self.words.items())[:5])
+        missing = f"; missing{f' ({words})' if words else ''}: the mean date and a flag" if self.flag else ""
+        mixed = f"{self.form.count(JOINT) + 1} formats, " if JOINT in self.form else ""
+        century = ", two-digit years are 1969 to 2068" if "%y" in self.form else ""
+        return f"written {mixed}{self.form}{century} → day, season, weekday{hour}{missing}"
 
     def json_schema(self, profile: dict, examples: list) -> dict:
         examples = [value for value in examples if value]
         schema = {"type": ["string", "null"], "description": f"date, written as {self.form}", "examples": examples[:1]}
-        if self.form == "ISO8601" and all(re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)) for value in examples):
+        if self.form == ISO and all(re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)) for value in examples):
             schema["format"] = "date"
         return schema | {"x-kind": self.kind}
+
+    def made_up(self, profile: dict) -> str:
+        """Return the mean of the training dates, in ISO format."""
+        moment = datetime(1970, 1, 1) + timedelta(days=round(self.mean))
+        return moment.isoformat(timespec="minutes") if self.clock else moment.date().isoformat()
 
     def parse(self, values: pd.Series) -> np.ndarray:
         """float64 (N,): days since 1970, NaN for a missing cell."""

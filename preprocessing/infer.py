@@ -20,7 +20,7 @@ KINDS: dict[str, type[Column]] = {
 def infer_kind(values: pd.Series, config: DataConfig) -> tuple[str, str]:
     """Return (kind, why) of a column. The kinds "id" and "constant" are left out; for them `why` is the reason.
 
-    Raises UserError for a column of numbers in which some cells carry units or thousands separators.
+    Raises UserError for a column of numbers or dates in which a few cells are something else.
     """
     cells = Cells(values)
     if cells.distinct == 0:

@@ -1,7 +1,8 @@
 """Columns of numbers: parsed, filled where missing, scaled."""
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
@@ -13,12 +14,20 @@ from torch import Tensor
 from config import DataConfig
 from errors import UserError
 from preprocessing.column import Cells, Column, to_tensor
-from preprocessing.parsing import date_format, decimal_sign, name_cell, name_wrong_number, to_numbers
+from preprocessing.numerals import (
+    FEW_UNITS,
+    MANY,
+    NEARLY_ALL,
+    PLAIN,
+    NumberForm,
+    find_numbers,
+    form_of,
+    missing_hint,
+    parse_numbers,
+    to_numbers,
+)
+from preprocessing.parsing import broken_cells, count_missing_words
 from preprocessing.quantiles import normal_scores, onnx_normal_scores
-
-# A number with a currency, a unit, a percent sign or thousands separators: 1,234 · $12 · 12 kg · 45% · 3 000 €
-DRESSED_NUMBER = re.compile(r"[^\w\s.+-]?\s*[+-]?\d[\d,. ']*\s*([^\W\d_]{1,6}[²³]?|%|[$€£¥₩])?")
-FEW_VALUES = 20  # with no more values than this it is a category, even if some of them look like numbers
 
 
 @dataclass(frozen=True)
@@ -31,23 +40,28 @@ class NumberColumn(Column):
     mean: float = 0.0  # scaled to (x - mean) / std, unless there are quantiles
     std: float = 1.0
     quantiles: list[float] | None = None  # scaled by rank to a normal distribution
-    decimal: str = "."  # decimal sign of numbers in text
+    form: str = PLAIN  # how numbers in text are written, as an example: see numerals.py
+    words: dict[str, int] = field(default_factory=dict)  # training cells that said that the number is missing
 
     kind: ClassVar[str] = "number"
     input: ClassVar[str] = "numbers"
 
     @classmethod
     def detect(cls, cells: Cells, config: DataConfig) -> bool:
-        """Raises UserError for a column of numbers in which some cells carry units or thousands separators."""
-        if cells.numbers is not None:
-            return True
-        _refuse_dressed_numbers(cells)
-        return False
+        """Raises BrokenRecords for a column of numbers in which some cells are words, or have another unit."""
+        found = cells.numbers
+        if found is None or found.codes:
+            return False
+        mixed = 1 < found.units <= FEW_UNITS and found.any_share >= NEARLY_ALL
+        if found.share < 1 and cells.distinct > MANY and (mixed or found.share >= NEARLY_ALL):
+            _read(cells.values, str(found.form))
+        return found.share == 1
 
     @classmethod
     def id_reason(cls, cells: Cells, config: DataConfig) -> str:
-        numbers = cells.numbers
-        if numbers is None or len(numbers) < 20 or not np.isfinite(numbers).all() or (numbers % 1 != 0).any():
+        numbers, _ = parse_numbers(cells.values, str(cells.numbers.form))
+        numbers = numbers[~np.isnan(numbers)]
+        if len(numbers) < 20 or not np.isfinite(numbers).all() or (numbers % 1 != 0).any():
             return ""
         # Row numbers run without large gaps, whichever of the rows the training split holds.
         running = float(np.ptp(numbers)) < 4 * len(numbers)
@@ -59,8 +73,8 @@ class NumberColumn(Column):
     def fit(cls, values: pd.Series, config: DataConfig) -> "NumberColumn":
         from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
-        decimal = decimal_sign(values)
-        raw = to_numbers(values, f"Fix it, or give --columns {values.name}=category (or =drop).", decimal)
+        form = config.column_formats().get(str(values.name), "") or str(_form(values))
+        raw = _read(values, form)
         missing = np.isnan(raw)
         if missing.all():
             raise UserError(f"column {values.name!r} is empty in the training rows: give --columns {values.name}=drop.")
@@ -73,13 +87,13 @@ class NumberColumn(Column):
         elif config.scaling == "standard":
             scaler = StandardScaler().fit(numbers)
             scale = {"mean": float(scaler.mean_[0]), "std": float(scaler.scale_[0])}
-        return cls(str(values.name), fill, bool(missing.any()), decimal=decimal, **scale)
+        return cls(str(values.name), fill, bool(missing.any()), form=form, words=count_missing_words(values), **scale)
 
     def encode(self, values: pd.Series) -> Tensor:
         x = self._scaled(to_tensor(self.parse(values)), normal_scores)
         finite = np.isfinite(x.numpy())
         if not finite.all():
-            raise UserError(f"{name_cell(values, ~finite.all(axis=1))}: the number is too large.")
+            raise broken_cells(values, ~finite.all(axis=1), lambda _: "is too large a number.")
         return x
 
     @cached_property
@@ -112,39 +126,49 @@ class NumberColumn(Column):
             how = "unchanged"
         else:
             how = f"standardised (mean {self.mean:.4g}, std {self.std:.4g})"
-        written = "; decimal comma" if self.decimal == "," else ""
-        return how + written + (f"; missing: the median {self.fill:.4g} and a flag" if self.flag else "")
+        written = "" if self.form == PLAIN else f"written {self.form}; "
+        words = ", ".join(f"{word} {count}×" for word, count in list(self.words.items())[:5])
+        missing = f"missing{f' ({words})' if words else ''}"
+        return written + how + (f"; {missing}: the median {self.fill:.4g} and a flag" if self.flag else "")
 
     def json_schema(self, profile: dict, examples: list) -> dict:
         schema = {"type": ["number", "string", "null"], "x-kind": self.kind}
         if "low" in profile:
             schema["description"] = f"{profile['low']:g} to {profile['high']:g} in training"
+        if self.form != PLAIN:
+            schema["description"] = f"written {self.form}; {schema.get('description', '')}".removesuffix("; ")
         return schema
 
+    def made_up(self, profile: dict) -> float | str:
+        """Return the middle of the training range, rounded to a tenth of it or less."""
+        low, high = (float(profile.get(name, self.fill)) for name in ("low", "high"))
+        digits = 1 - math.floor(math.log10(high / 2 - low / 2 or 1.0))
+        number = round(low / 2 + high / 2, digits) if abs(digits) < 300 else 0.0
+        return self._plain(number)
+
     def examples(self, values: pd.Series) -> list:
-        numbers = self.parse(values).tolist()
-        return [None if x != x else int(x) if x.is_integer() and abs(x) < 2**53 else x for x in numbers]
+        return [self._plain(x) for x in self.parse(values).tolist()]
+
+    def _plain(self, x: float) -> float | str | None:
+        """Return a number for JSON; a percentage keeps its sign, because without it 0.2 could be a share."""
+        if x != x:
+            return None
+        number = int(x) if x.is_integer() and abs(x) < 2**53 else x
+        return f"{number}%" if form_of(self.form).is_percent else number
 
     def parse(self, values: pd.Series) -> np.ndarray:
         """float64 (N,), NaN for a missing cell."""
-        return to_numbers(values, "Fix the cell or empty it.", self.decimal)
+        return to_numbers(values, self.form)
 
     def transform(self, x: Tensor) -> Tensor:
         return self._scaled(x, onnx_normal_scores)
 
 
-def _refuse_dressed_numbers(cells: Cells) -> None:
-    """Raise UserError if the cells are numbers except for a unit, a currency or a thousands separator."""
-    present = cells.present
-    rest = present[pd.to_numeric(present, errors="coerce").isna()]
-    plain = 1 - len(rest) / len(present)
-    dressed = rest.drop_duplicates().map(lambda text: DRESSED_NUMBER.fullmatch(text) is not None).mean()
-    many = cells.distinct > FEW_VALUES  # few are categories: "36 months" and "60 months", or 0, 1, 2, 3+
-    stray_words = plain >= 0.9 and many
-    all_dressed = dressed >= 0.8 and many and not date_format(present)
-    if (plain >= 0.5 and dressed == 1) or stray_words or all_dressed:
-        wrong = cells.values.index.isin(rest.index)
-        raise UserError(
-            f"{name_wrong_number(cells.values, wrong)} is not a plain number: write it without units and thousands "
-            f"separators, or give --columns {cells.name}=category (or =drop)."
-        )
+def _form(values: pd.Series) -> NumberForm:
+    found = find_numbers(values)
+    return found.form if found else NumberForm()
+
+
+def _read(values: pd.Series, form: str) -> np.ndarray:
+    """Return training cells as float64. Raises BrokenRecords that say how to treat words as missing."""
+    return to_numbers(values, form, missing_hint(values, parse_numbers(values, form)[1]))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from config import DataConfig, from_plain
-from errors import UserError, did_you_mean
+from errors import BrokenRecords, UserError, did_you_mean
 from preprocessing.column import Column, Encoded, evenly_spaced
 from preprocessing.infer import KINDS, infer_kind
-from preprocessing.parsing import frame_of
+from preprocessing.parsing import check_flat, frame_of, without_words
 from preprocessing.ragged import Ragged, RaggedColumns
 
 INPUTS = ("numbers", "categories", "text", "image")  # the named tensors, in the order of a network's arguments
@@ -69,6 +69,7 @@ class Preprocessor:
 
     columns: tuple[Column, ...]
     left_out: dict[str, tuple[str, str]]  # name → (kind, why)
+    missing: tuple[str, ...] = ()  # words that stand for a missing value in any column (--missing)
 
     @classmethod
     def fit(cls, records: pd.DataFrame, config: DataConfig, labels: np.ndarray | None = None) -> "Preprocessor":
@@ -84,6 +85,7 @@ class Preprocessor:
         cls, records: pd.DataFrame, config: DataConfig, labels: np.ndarray | None = None
     ) -> tuple["Preprocessor", dict[str, Encoded]]:
         """Fit as `fit` does, and return the training records encoded as well, as `encode_columns` does."""
+        records = without_words(records, config.missing)
         overruled, columns, parts, left_out = config.column_kinds(), [], {}, {}
         splitters = {config.group: "rows are grouped by it", config.time: "rows are split by it"}
         for name in map(str, records.columns):
@@ -92,6 +94,7 @@ class Preprocessor:
             elif name and name in splitters:
                 kind, why = "drop", splitters[name]
             else:
+                check_flat(records[name], f" or give --columns {name}=drop.")
                 kind, why = infer_kind(records[name], config)
             if kind in KINDS:
                 column, parts[name] = KINDS[kind].fit_encode(records[name], config, labels)
@@ -101,7 +104,7 @@ class Preprocessor:
         if not columns:
             reasons = "; ".join(f"{name}: {kind}, {why}" for name, (kind, why) in left_out.items())
             raise UserError(f"no column is left to learn from ({reasons}). Override with --columns NAME=KIND.")
-        preprocessor = cls(_with_disjoint_ids(columns), left_out)
+        preprocessor = cls(_with_disjoint_ids(columns), left_out, config.missing)
         for column, fitted in zip(preprocessor.columns, columns, strict=True):
             if column is not fitted:  # its ids have moved
                 parts[column.name] = parts[column.name].shift(column.offset)
@@ -124,7 +127,19 @@ class Preprocessor:
     def encode_columns(self, records) -> dict[str, Encoded]:
         """Encode records, each column on its own."""
         cells = dict(self.as_frame(records).items())
+        for column in self.columns:
+            check_flat(cells[column.name])
         return {column.name: column.encode(cells[column.name]) for column in self.columns}
+
+    def encode_readable(self, records: pd.DataFrame) -> tuple[dict[str, Encoded], np.ndarray, dict[int, str]]:
+        """Return (encoded columns, positions of the records that can be read, position → what is wrong with others)."""
+        rows, broken = np.arange(len(records)), {}
+        while True:  # each pass finds the broken cells of one column
+            try:
+                return self.encode_columns(records.iloc[rows]), rows, broken
+            except BrokenRecords as error:
+                broken |= {int(rows[i]): message for i, message in error.messages.items()}
+                rows = np.delete(rows, list(error.messages))
 
     def join(self, parts: dict[str, Encoded]) -> dict[str, Encoded]:
         """Put the columns of each input side by side."""
@@ -152,7 +167,7 @@ class Preprocessor:
             if name not in frame:
                 others = [other for other in frame if other not in self.names]
                 raise UserError(f"column {name!r} is missing.{did_you_mean(name, others, frame.columns)}")
-        return frame
+        return without_words(frame, self.missing)
 
     # ------------------------------------------------------------ what it holds
 
@@ -220,20 +235,37 @@ class Preprocessor:
             values |= column.profile_values(frame[column.name], parts[column.name])
         return values
 
-    def count_unknown(self, parts: dict[str, Encoded]) -> dict[str, int]:
-        """Count, by column, cells whose value training did not know. parts: as `encode_columns` returns them."""
-        counts = {column.name: column.count_unknown(parts[column.name]) for column in self.columns}
-        return {name: count for name, count in counts.items() if count}
+    def unknown(self, records, parts: dict[str, Encoded]) -> dict[str, Tensor]:
+        """Return masks (N,) of cells whose value training did not know, for the columns that have any.
+
+        parts: what `encode_columns` made of these records.
+        """
+        frame = self.as_frame(records)
+        masks = {column.name: column.unknown(frame[column.name], parts[column.name]) for column in self.columns}
+        return {name: mask for name, mask in masks.items() if mask is not None and bool(mask.any())}
+
+    def why_unknown(self, records, masks: dict[str, Tensor]) -> list[tuple[int, str]]:
+        """Return (position, what is unknown about it) of the cells that `unknown` marked, record by record."""
+        frame = self.as_frame(records)
+        found = [
+            (i, f"column {column.name!r}: {column.why_unknown(frame[column.name].iat[i])}")
+            for column in self.columns
+            if column.name in masks
+            for i in masks[column.name].nonzero().squeeze(1).tolist()
+        ]
+        return sorted(found, key=lambda item: item[0])
 
     def state(self) -> dict:
         """Return plain containers, from which `from_state` makes an equal preprocessor."""
         columns = [{"kind": column.kind, **asdict(column)} for column in self.columns]
-        return {"columns": columns, "left_out": {name: list(why) for name, why in self.left_out.items()}}
+        left_out = {name: list(why) for name, why in self.left_out.items()}
+        return {"columns": columns, "left_out": left_out, "missing": list(self.missing)}
 
     @classmethod
     def from_state(cls, state: dict) -> "Preprocessor":
         columns = tuple(from_plain(KINDS[column["kind"]], column) for column in state["columns"])
-        return cls(columns, {name: tuple(why) for name, why in state.get("left_out", {}).items()})
+        left_out = {name: tuple(why) for name, why in state.get("left_out", {}).items()}
+        return cls(columns, left_out, tuple(state.get("missing", ())))
 
 
 def _with_disjoint_ids(columns: list[Column]) -> tuple[Column, ...]:

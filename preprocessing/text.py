@@ -20,7 +20,7 @@ from torch import Tensor
 from config import DataConfig
 from errors import UserError
 from preprocessing.cleaning import clean, replace_surrogates
-from preprocessing.column import Cells, Column, count_cores
+from preprocessing.column import Cells, Column, count_cores, shorten
 from preprocessing.hub import load_tokenizer
 from preprocessing.ngrams import frequent_buckets, hash_ngrams, known_ids, number_buckets
 from preprocessing.ragged import PADDING, UNKNOWN, Ragged
@@ -48,6 +48,7 @@ class TextColumn(Column):
     vocabulary: str  # ngrams: base64 of the int32 buckets, the most frequent first; otherwise a tokenizer as JSON
     padding: int = PADDING
     offset: int = 0  # added to the known ids, so that several text columns have different ids
+    empty: bool = False  # training had empty texts
 
     kind: ClassVar[str] = "text"
     input: ClassVar[str] = "text"
@@ -56,6 +57,7 @@ class TextColumn(Column):
     file_endings: ClassVar[tuple[str, ...]] = (".txt",)
     long_cells: ClassVar[bool] = True
     encodes_outside_graph: ClassVar[bool] = True
+    unknown_cells: ClassVar[str] = "texts empty or without known words"
 
     @classmethod
     def detect(cls, cells: Cells, config: DataConfig) -> bool:
@@ -77,7 +79,8 @@ class TextColumn(Column):
         if tokenizer.startswith("hf:"):
             vocabulary, longest = load_tokenizer(tokenizer.removeprefix("hf:"))
             # -1 is never a token id
-            column = cls(name, [], "pretrained", config.max_length or longest, 1, vocabulary, padding=-1)
+            empty = not all(map(str.strip, read_texts(values)))
+            column = cls(name, [], "pretrained", config.max_length or longest, 1, vocabulary, padding=-1, empty=empty)
             return column, column.encode(values)
         limit = _max_raw_chars(config.max_length or MAX_LENGTHS[tokenizer])
         texts = [text[:limit] for text in read_texts(values)]
@@ -86,7 +89,8 @@ class TextColumn(Column):
         vocabulary, max_length, encoded = fit(
             texts, steps, min_freq=config.min_freq, size=size, max_length=config.max_length
         )
-        column = cls(name, steps, tokenizer, max_length, config.min_freq, vocabulary)
+        empty = not all(map(str.strip, texts))
+        column = cls(name, steps, tokenizer, max_length, config.min_freq, vocabulary, empty=empty)
         if not column.known:
             raise UserError(
                 f"column {name!r}: none of its {tokenizer} {column.frequency}. Give more texts, or --min-freq 1."
@@ -172,11 +176,28 @@ class TextColumn(Column):
             unknown = torch.zeros(len(encoded))
         return {f"{self.name}: length": lengths, f"{self.name}: unknown parts": unknown.double().numpy()}
 
-    def count_unknown(self, encoded: Ragged) -> int:
-        """Count the texts without any known part."""
+    def unknown(self, values: pd.Series, encoded: Ragged) -> Tensor:
+        """Mark the texts without any known part, but not the empty ones if training had such. A pretrained tokenizer
+        knows every part: marked are texts that give it no more ids than an empty one."""
         if self.tokenizer == "pretrained":
-            return 0
-        return int((encoded.count(encoded.flat > UNKNOWN) == 0).sum())
+            marked = encoded.lengths <= self._empty_length
+        else:
+            marked = encoded.count(encoded.flat > UNKNOWN) == 0
+        if self.empty and marked.any():
+            at = marked.nonzero().squeeze(1)
+            marked[at] = torch.tensor([bool(text.strip()) for text in read_texts(values.iloc[at.numpy()])])
+        return marked
+
+    @cached_property
+    def _empty_length(self) -> int:
+        return max(1, len(self._tokenizer.encode("").ids))
+
+    def why_unknown(self, cell) -> str:
+        text = read_texts(pd.Series([cell], dtype=object))[0].strip()
+        return f"{shorten(text)} has no known words" if text else "the text is empty"
+
+    def made_up(self, profile: dict) -> str:
+        return "some text"
 
     def examples(self, values: pd.Series) -> list[str]:
         return [text[: self.max_raw_chars] for text in read_texts(values)]

@@ -63,17 +63,19 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             if not all(uploads.is_cell(file, model) for file in files):
                 if len(files) > 1:
                     raise UserError(f"send one file of records per request, got {len(files)} files.")
-                predictions = await uploads.predict_table(request, *files, service, model)
-                return Response(predictions, media_type="application/json")
+                answer = await uploads.predict_table(request, *files, service, model)
+                return Response(answer, media_type="application/json")
             records = [{model.schema.lone.name: await file.read()} for file in files]
-        request_id, predictions = await service.predict(records, model)
-        return JSONResponse({"id": request_id, "predictions": predictions})
+        request_id, predictions, warnings = await service.predict(records, model)
+        shown = schema.first_warnings(warnings, len(warnings))
+        return JSONResponse({"id": request_id, "predictions": predictions} | ({"warnings": shown} if shown else {}))
 
     route = app.routes[-1]
 
     def openapi() -> dict:
         """Describe the current model, which a reload may have changed."""
-        route.openapi_extra, app.openapi_schema = {"requestBody": service.model.schema.request_body()}, None
+        route.openapi_extra = {"requestBody": service.model.schema.request_body(), "parameters": [schema.KEEP]}
+        app.openapi_schema = None
         return FastAPI.openapi(app)
 
     app.openapi = openapi
@@ -137,7 +139,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
 
     @app.get("/schema")
     async def describe():
-        """Return the schema of a record, an example, the classes and the limits."""
+        """Return the schema of a record, a made-up example, the classes and the limits."""
         model = service.model
         task, records = model.pipeline.task, model.schema
         limits = {"bytes": MAX_BODY, "records": schema.MAX_RECORDS, "characters": schema.MAX_TEXT, "pixels": MAX_PIXELS}

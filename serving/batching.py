@@ -139,8 +139,8 @@ class Service:
 
     async def predict(
         self, records: list[dict], model: Model | None = None, first: int = 1, request_id: str = ""
-    ) -> tuple[str, list[dict]]:
-        """Return (request id, predictions) for validated records.
+    ) -> tuple[str, list[dict], list[str]]:
+        """Return (request id, predictions, warnings of cells that training did not know) for validated records.
 
         model: the one that validated them (default: the current one).  first, request_id: for a chunk of a file, the
         number of its first row and the id of the chunks before.
@@ -156,41 +156,41 @@ class Service:
         self.waiting += len(records)
         self.queue.append(request)
         self.arrived.set()
-        return request.id, await request.future
+        return request.id, *await request.future
 
     def _predict_batch(self, batch: list[Request]) -> list:
         """Return the predictions of each request, or the exception that it raises; all requests have the same model."""
         self.metrics.batch.observe(sum(len(request.records) for request in batch))
         try:
             records = [record for request in batch for record in request.records]
-            predictions = iter(self._predict(records, batch[0].model))
-            results = [[next(predictions) for _ in request.records] for request in batch]
+            results = _of_each(batch, *self._predict(records, batch[0].model))
         except Exception:  # predict one by one, so that only the request that causes it fails
             results = [self._predict_one(request) for request in batch]
         if self.log:
-            predicted = [(r, p) for r, p in zip(batch, results, strict=True) if isinstance(p, list)]
+            predicted = [(r, p[0]) for r, p in zip(batch, results, strict=True) if isinstance(p, tuple)]
             self.log.add_predictions(predicted)
         return results
 
-    def _predict_one(self, request: Request) -> list[dict] | Exception:
+    def _predict_one(self, request: Request) -> tuple[list[dict], list[str]] | Exception:
         try:
-            return self._predict(request.records, request.model, request.first)
+            return _of_each([request], *self._predict(request.records, request.model, request.first))[0]
         except Exception as error:  # raised again in `predict`
             return error
 
-    def _predict(self, records: list[dict], model: Model, first: int = 1) -> list[dict]:
+    def _predict(self, records: list[dict], model: Model, first: int = 1) -> tuple[list[dict], list[tuple[int, str]]]:
+        """Return the predictions, and (position of the record, what is unknown about a cell) of unknown cells."""
         pipeline, preprocessor = model.pipeline, model.pipeline.preprocessor
         frame = preprocessor.as_frame(records)
         frame.index += first - 1
         parts, logits = pipeline.predict_logits(frame)
-        predictions = pipeline.task.to_json(logits)
-        for column, count in preprocessor.count_unknown(parts).items():
-            self.metrics.unknown.labels(column).inc(count)
+        predictions, unknown = pipeline.task.to_json(logits), preprocessor.unknown(frame, parts)
+        for column, mask in unknown.items():
+            self.metrics.unknown.labels(column).inc(int(mask.sum()))
         for prediction in predictions:
             self.metrics.predictions.labels(pipeline.task.outcome(prediction)).inc()
         if model.profile.columns:
             model.add_recent(len(frame), model.profile.count(preprocessor.profile_values(frame, parts)))
-        return predictions
+        return predictions, preprocessor.why_unknown(frame, unknown) if unknown else []
 
     def drift(self) -> dict:
         """Compare the newest records with the training data, and set the Prometheus gauge."""
@@ -215,6 +215,19 @@ class Service:
             raise UserError(f"{self.checkpoint}: {new[0]} of {new[1]!r}; this service predicts {old[0]} of {old[1]!r}.")
         await asyncio.to_thread(self._use, model)
         return model.sha256
+
+
+def _of_each(batch: list[Request], predictions: list[dict], unknown: list[tuple[int, str]]) -> list[tuple]:
+    """Return (predictions, warnings) of each request of a batch; warnings name rows as their request counts them."""
+    results, start, unknown = [], 0, collections.deque(unknown)
+    for request in batch:
+        end, warnings = start + len(request.records), []
+        while unknown and unknown[0][0] < end:
+            position, why = unknown.popleft()
+            warnings.append(f"row {request.first + position - start}, {why}")
+        results.append((predictions[start:end], warnings))
+        start = end
+    return results
 
 
 def sha256_of(path: str) -> str:

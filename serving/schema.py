@@ -13,6 +13,7 @@ from errors import UserError, did_you_mean
 
 MAX_RECORDS = 1_000  # per request
 MAX_VALUES = 1_000_000  # per JSON body: parsing more would block all other requests
+MAX_WARNINGS = 100  # in a response
 MAX_TEXT = 100_000  # characters of a text, or of any other cell
 
 
@@ -63,16 +64,16 @@ class RecordSchema:
     """The columns of a pipeline as a pydantic type: validates records and describes them as JSON schema."""
 
     def __init__(self, pipeline):
-        preprocessor, columns = pipeline.preprocessor, {}
+        preprocessor, columns, self.example = pipeline.preprocessor, {}, {}
         for column in preprocessor.columns:
-            examples = [e[column.name] for e in pipeline.examples if e.get(column.name) is not None]
-            schema = column.json_schema(pipeline.profile.get(column.name, {}), examples)
+            profile = pipeline.profile.get(column.name, {})
+            cell = self.example[column.name] = column.made_up(profile)  # training records are not published
+            schema = column.json_schema(profile, [cell])
             check = partial(_check_pattern, schema) if "pattern" in schema else _check_cell
             described = WithJsonSchema({"title": column.name, **schema})
             columns[column.name] = Annotated[Any, PlainValidator(check), described]
         record = TypedDict("Record", columns)
         self.lone = preprocessor.lone
-        self.example = pipeline.examples[0] if pipeline.examples else None
         self._records = TypeAdapter(Annotated[list[record], FailFast()])
         self.record = self._records.json_schema()["$defs"]["Record"]
 
@@ -115,8 +116,7 @@ class RecordSchema:
             records = {"anyOf": [self.record["properties"][self.lone.name], records]}
         records = {"type": "array", "minItems": 1, "maxItems": MAX_RECORDS, "items": records}
         body = {"schema": {"type": "object", "properties": {"records": records}, "required": ["records"]}}
-        if self.example:
-            body["example"] = {"records": [self.example]}
+        body["example"] = {"records": [self.example]}
         if self.lone and self.lone.path_cells:
             file = {"type": "array", "minItems": 1, "items": file, "description": "one record per file"}
         else:
@@ -134,6 +134,7 @@ class Prediction(BaseModel):
     prediction: bool | float | str = Field(description="the predicted class, or the predicted number")
     probability: float = Field(None, description="probability of the predicted class")
     probabilities: dict[str, float] = Field(None, description="probability of each class")
+    record: dict[str, Any] = Field(None, description="the cells of the file's row, with ?keep=true")
 
 
 class Predictions(BaseModel):
@@ -141,6 +142,26 @@ class Predictions(BaseModel):
 
     id: str = Field(description="identifies the request in POST /feedback")
     predictions: list[Prediction]
+    warnings: list[str] = Field(
+        None,
+        description=f"cells that training did not know, by row and column; left out if there are none, and at most "
+        f"{MAX_WARNINGS} of them",
+    )
+
+
+def first_warnings(warnings: list[str], count: int) -> list[str]:
+    """Return the first of `count` warnings, and how many more there are."""
+    more = count - MAX_WARNINGS
+    return [*warnings[:MAX_WARNINGS], f"and {more:,} more"] if more > 0 else warnings
+
+
+KEEP = {
+    "name": "keep",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "boolean"},
+    "description": "for an uploaded table: return the cells of each row as `record` of its prediction",
+}
 
 
 class Feedback(BaseModel):

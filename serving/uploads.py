@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import math
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from errors import UserError
 from serving.batching import Model, Service
-from serving.schema import MAX_RECORDS
-from sources import FORMATS, file_format, is_gzip, open_unpacked, read_records
+from serving.schema import MAX_RECORDS, MAX_WARNINGS, first_warnings
+from sources import FORMATS, file_format, is_gzip, open_unpacked, read_records, whole_again
 
 MAX_ROWS = 100_000  # of an uploaded table
 MAX_UNPACKED = 256 << 20  # bytes of an uploaded table once it is unpacked, and of its predictions
@@ -47,23 +49,27 @@ def is_cell(file: UploadFile, model: Model) -> bool:
 
 
 async def predict_table(request: Request, file: UploadFile, service: Service, model: Model) -> str:
-    """Return the predictions for a file of records as JSON, predicted in chunks under one request id.
+    """Return the response for a file of records as JSON, predicted in chunks under one request id.
 
     Raises UserError, naming the file's row, if it cannot be read, or it or its predictions are too large.
     """
     name, path, request_id, parts, size = file.filename, "", "", [], 0
+    keep, warnings, warned = request.query_params.get("keep", "").lower() in ("true", "1"), [], 0
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = await asyncio.to_thread(_save, file.file, name, folder)
-            chunks = _read_chunks(path, model)
+            chunks = _read_chunks(path, model, keep, request.query_params.get("sheet", ""))
             while chunk := await asyncio.to_thread(next, chunks, None):
-                first, records = chunk
+                first, records, kept = chunk
                 if await request.is_disconnected():
                     raise ClientDisconnect
                 if first + len(records) - 1 > MAX_ROWS:
                     raise UserError(f"{name}: more than {MAX_ROWS:,} rows: split the file, or use predict.py.")
-                request_id, predictions = await service.predict(records, model, first, request_id)
-                parts.append(json.dumps(predictions, ensure_ascii=False)[1:-1])
+                request_id, predictions, unknown = await service.predict(records, model, first, request_id)
+                warnings, warned = (warnings + unknown)[:MAX_WARNINGS], warned + len(unknown)
+                if keep:
+                    predictions = [p | {"record": record} for p, record in zip(predictions, kept, strict=True)]
+                parts.append(json.dumps(predictions, ensure_ascii=keep)[1:-1])  # a kept cell may hold a surrogate
                 size += len(parts[-1])
                 if size > MAX_UNPACKED:
                     raise UserError(f"{name}: more than {MAX_UNPACKED:,} bytes of predictions: split the file.")
@@ -71,7 +77,9 @@ async def predict_table(request: Request, file: UploadFile, service: Service, mo
             raise UserError(str(error).replace(path or name, name)) from None
     if not parts:
         raise UserError(f"{name}: there are no rows below the header.")
-    return f'{{"id": "{request_id}", "predictions": [{", ".join(parts)}]}}'
+    shown = json.dumps(first_warnings(warnings, warned), ensure_ascii=False)
+    end = f', "warnings": {shown}}}' if warned else "}"
+    return f'{{"id": "{request_id}", "predictions": [{", ".join(parts)}]{end}'
 
 
 def _save(file, name: str, folder: str) -> str:
@@ -80,7 +88,7 @@ def _save(file, name: str, folder: str) -> str:
     Raises UserError if the name is not the name of a table, or the file is damaged or too large.
     """
     if file_format(name) == "log":
-        raise UserError(f"{name}: a file of records must be csv, tsv, txt, jsonl or parquet.")
+        raise UserError(f"{name}: a file of records must be csv, tsv, txt, jsonl, parquet or a spreadsheet.")
     path = Path(folder, "file" + next(s for s in reversed(Path(name.lower()).suffixes) if s in FORMATS))
     raw = Path(folder, "raw")
     try:
@@ -98,21 +106,39 @@ def _save(file, name: str, folder: str) -> str:
     return str(path)
 
 
-def _read_chunks(path: str, model: Model) -> Iterator[tuple[int, list[dict]]]:
-    """Yield (number of the first row, validated records) of each chunk of a file.
+def _read_chunks(path: str, model: Model, keep: bool, sheet: str) -> Iterator[tuple[int, list[dict], list[dict]]]:
+    """Yield (number of the first row, validated records, all cells if they are to be kept) of each chunk of a file.
 
     Raises UserError, naming row or column, if the file cannot be read or its cells take too many bytes.
     """
     preprocessor, size = model.pipeline.preprocessor, 0
     rows = CHUNK_FILES if model.file_columns else CHUNK_ROWS
-    for frame in read_records(path, preprocessor.layout, rows):
-        frame = preprocessor.as_frame(frame)[preprocessor.names]
-        size += frame.memory_usage(deep=True).sum()
+    layout = replace(preprocessor.layout, sheet=sheet, max_bytes=MAX_UNPACKED)
+    for frame in read_records(path, layout, rows):
+        everything, frame = frame, preprocessor.as_frame(frame)[preprocessor.names]
+        size += (everything if keep else frame).memory_usage(deep=True).sum()
         if size > MAX_UNPACKED:  # a few bytes of parquet can be gigabytes
             raise UserError(f"{path}: more than {MAX_UNPACKED:,} bytes when unpacked.")
-        records = [
-            {name: cell if isinstance(cell, CELL_TYPES) else str(cell) for name, cell in record.items()}
-            for record in frame.astype(object).where(frame.notna(), None).to_dict("records")
-        ]
         first = int(frame.index[0])
-        yield first, model.schema.validate(records, first)
+        kept = everything.drop(columns=[column.name for column in model.file_columns])
+        yield first, model.schema.validate(_cells(frame), first), _shown(_cells(whole_again(kept))) if keep else []
+
+
+def _cells(frame) -> list[dict]:
+    """Return the rows of a table with cells of plain types, None for a missing one."""
+    return [
+        {name: cell if isinstance(cell, CELL_TYPES) else str(cell) for name, cell in record.items()}
+        for record in frame.astype(object).where(frame.notna(), None).to_dict("records")
+    ]
+
+
+def _shown(records: list[dict]) -> list[dict]:
+    """Return cells as JSON can return them: bytes, lists, objects and infinite numbers as text."""
+    plain = (str, int, type(None))
+    return [
+        {
+            name: cell if isinstance(cell, plain) or (isinstance(cell, float) and math.isfinite(cell)) else str(cell)
+            for name, cell in record.items()
+        }
+        for record in records
+    ]

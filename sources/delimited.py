@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 
 from errors import UserError
-from sources.encodings import HEAD, find_encoding, is_gzip, is_utf16, open_unpacked, read_head, reading
+from sources.encodings import HEAD, as_raw_text, find_encoding, is_gzip, open_unpacked, read_head, reading
+from sources.headers import as_note, find_header
 from sources.layout import Layout
 
 BLOCK = 1 << 20  # bytes of a table that are read at once
 TEXT_BLOCK = 1 << 24  # the same where a cell may be a book
 SEPARATORS = ",;\t|"
+SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?[,;\t]*(\r\n|\r|\n)', re.IGNORECASE)  # Excel understands it
 LINES_IN_A_CELL = 200  # more than these come from a quote that was left open
 
 
@@ -31,22 +33,59 @@ class Dialect:
     separator: str
     raw_header: list[str]
     header: list[str]  # stripped; an empty name becomes "Unnamed: <position>"
+    skip: int  # lines above the header
+    note: str  # on these lines
 
 
-def _rows(text: str, separator: str) -> Iterator[list[str]]:
+def _rows(text: str, separator: str, skip: int = 0) -> Iterator[list[str]]:
     """Split text into rows of fields, empty lines left out. Line ends inside quotes stay as they are."""
-    return (row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row)
+    return (row for row in csv.reader(_below(io.StringIO(text, newline=""), skip), delimiter=separator) if row)
 
 
-def _find_separator(sample: str) -> str:
-    """Return the separator that splits the most rows into as many fields as the header, and into the most fields."""
+def _below(lines: Iterator[str], skip: int) -> Iterator[str]:
+    """Return lines without the first `skip`."""
+    for _ in islice(lines, skip):
+        pass
+    return lines
 
-    def score(separator: str) -> tuple[float, int]:
-        rows = list(islice(_rows(sample, separator), 200))
+
+def _find_start(text: str, separator: str, skip: int, detect: bool) -> tuple[int, list[list[str]]]:
+    """Return the number of lines above the header, and the first rows of fields from there on.
+
+    skip: lines that are above it in any case.
+    """
+    reader = csv.reader(_below(io.StringIO(text, newline=""), skip), delimiter=separator)
+    starts, rows = [skip], []
+    for row in islice(reader, 200):
+        rows.append(row)
+        starts.append(skip + reader.line_num)
+    first = find_header(rows) if detect else 0
+    return starts[first], [row for row in rows[first:] if row]
+
+
+def _find_structure(text: str, layout: Layout) -> tuple[str, int]:
+    """Return the separator and the number of lines above the header.
+
+    The separator is the one that a first line such as "sep=;" names; or else the one that splits the most rows into as
+    many fields as the header, and into the most fields.
+    """
+    named = SEPARATOR_LINE.match(text)
+    skip, best = max(layout.skip_rows, 1 if named else 0), (-1.0, 0)
+    for separator in named[1] if named else SEPARATORS:
+        start, rows = _find_start(text, separator, skip, layout.skip_rows < 0)
         width = len(rows[0]) if rows else 0
-        return (np.mean([len(r) == width for r in rows]) if width > 1 else 0, width)
+        score = (float(np.mean([len(row) == width for row in rows])) if width > 1 else 0.0, width)
+        if score > best:
+            best, found = score, (separator, start)
+    return found
 
-    return max(SEPARATORS, key=score)
+
+def find_separator(path: str | Path, layout: Layout) -> str:
+    """Return the separator of a text table, as it is found or named in its first line."""
+    csv.field_size_limit(TEXT_BLOCK if layout.texts else HEAD)
+    with reading(path):
+        head = read_head(path)
+        return _find_structure(_whole_lines(as_raw_text(head, layout.encoding), head), layout)[0]
 
 
 def find_dialect(path: str | Path, layout: Layout) -> Dialect:
@@ -56,22 +95,26 @@ def find_dialect(path: str | Path, layout: Layout) -> Dialect:
         head = read_head(path)
         if not head.strip(b"\xef\xbb\xbf\xff\xfe\r\n\t \x00"):
             raise UserError(f"{path}: the file is empty.")
-        # latin-1 decodes any bytes, and a separator is never part of a character in UTF-8 or cp949
-        raw = head.decode("utf-16" if is_utf16(head) else "latin-1", "ignore").removeprefix("ï»¿")
+        raw = as_raw_text(head, layout.encoding)
         if raw.count("\0") > (len(raw) / 100 if layout.texts else 0):  # a text may hold a stray one
             line = raw[: raw.index("\0")].count("\n") + 1
             raise UserError(f"{path}: this is not a text table (it contains zero bytes, the first in line {line}).")
-        separator = _find_separator(_whole_lines(raw, head))
-        encoding = find_encoding(path, head, separator)
-        text = head.decode(encoding, "ignore").lstrip("\ufeff")
-        raw_header = next(_rows(_whole_lines(text, head), separator), [])
+        separator, skip = _find_structure(_whole_lines(raw, head), layout)
+        encoding = find_encoding(path, head, separator, skip, layout.encoding)
+        text = _whole_lines(head.decode(encoding, "ignore").removeprefix("\ufeff"), head)
+        raw_header = next(_rows(text, separator, skip), [])
+    if not raw_header and layout.skip_rows > 0:
+        raise UserError(f"{path}: --skip-rows {layout.skip_rows} leaves no header.")
     if not raw_header:
         raise UserError(f"{path}: no line ends within the first {HEAD:,} bytes: this is not a table.")
     header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(raw_header)]
     for name, count in Counter(header).items():
         if count > 1:
             raise UserError(f"{path}: column {name!r} occurs twice: rename one of them.")
-    return Dialect(encoding, separator, raw_header, header)
+    first = 1 if SEPARATOR_LINE.match(text) else 0
+    above = list(csv.reader(islice(io.StringIO(text, newline=""), first, skip), delimiter=separator))
+    note = as_note(above, skip - first) if any(map(any, above)) else ""
+    return Dialect(encoding, separator, raw_header, header, skip, note)
 
 
 def _whole_lines(text: str, head: bytes) -> str:
@@ -91,22 +134,23 @@ def holds_table(path: str | Path, column: str) -> bool:
     for encoding in ("utf-16", "utf-8-sig", "cp949", "latin-1"):
         text = head.decode(encoding, "ignore")
         for separator in SEPARATORS:
-            rows = _rows(text, separator)
-            header = next(rows, [])
-            alike = [len(row) == len(header) for row in islice(rows, 200)]
+            header, *rows = _find_start(text, separator, 0, True)[1] or [[]]
+            alike = [len(row) == len(header) for row in rows]
             if column in [name.strip() for name in header] and (len(header) == 1 or np.mean(alike or [1]) > 0.9):
                 return True
     return False
 
 
-def read_delimited(path: str | Path, layout: Layout) -> Iterator[pd.DataFrame]:
+def read_delimited(path: str | Path, layout: Layout, notes: list[str]) -> Iterator[pd.DataFrame]:
     """Yield a text table block by block, so that one block is in memory at a time. Each column is text, "" if empty.
 
+    notes: gets a line if lines above the header are skipped.
     Raises UserError, naming the row, for rows of another length than the header and for quotes that are left open.
     """
     import pyarrow as pa
 
     dialect, rows, batch = find_dialect(path, layout), 0, None
+    notes += [f"{path}: {dialect.note}"] if dialect.note else []
     with _arrow_batches(path, dialect, layout) as batches:
         for part in batches:
             if not len(part):
@@ -127,7 +171,9 @@ def _arrow_batches(path: str | Path, dialect: Dialect, layout: Layout) -> Iterat
     from pyarrow import csv as arrow
 
     options = {
-        "read_options": arrow.ReadOptions(encoding=dialect.encoding, block_size=TEXT_BLOCK if layout.texts else BLOCK),
+        "read_options": arrow.ReadOptions(
+            encoding=dialect.encoding, skip_rows=dialect.skip, block_size=TEXT_BLOCK if layout.texts else BLOCK
+        ),
         # No invalid_row_handler: a thread that releases a Python object while the process ends would abort it
         "parse_options": arrow.ParseOptions(delimiter=dialect.separator, newlines_in_values=True),
         # large_string is what pandas keeps text in: it takes the cells over without a copy
@@ -146,7 +192,9 @@ def _arrow_batches(path: str | Path, dialect: Dialect, layout: Layout) -> Iterat
     except pa.ArrowInvalid as error:
         if re.search(r"Expected \d+ columns, got \d+", str(error)):
             row, fields = _ragged_row(path, dialect)
-            raise UserError(f"{path}: row {row} has {fields} fields, the header {len(dialect.header)}.") from None
+            is_short = row == 1 and len(dialect.header) < fields and not dialect.skip
+            hint = " If that is no header but a title, --skip-rows 1 skips it." if is_short else ""
+            raise UserError(f"{path}: row {row} has {fields} fields, the header {len(dialect.header)}.{hint}") from None
         hint = " --text COLUMN reads long texts." if "straddling" in str(error) and not layout.texts else ""
         raise UserError(f"{path}: cannot be read as a table: {error} (Is a quote left open?){hint}") from None
 
@@ -168,7 +216,7 @@ def _check_lines(path: str | Path, batch, layout: Layout) -> None:
 def _ragged_row(path: str | Path, dialect: Dialect) -> tuple[int, int]:
     """Return number and length of the first row that is not as long as the header: Arrow does not report the number."""
     with reading(path), io.TextIOWrapper(open_unpacked(path), encoding=dialect.encoding, newline="") as text:
-        rows = (row for row in csv.reader(text, delimiter=dialect.separator) if row)
+        rows = (row for row in csv.reader(_below(text, dialect.skip), delimiter=dialect.separator) if row)
         return next(((i, len(row)) for i, row in enumerate(rows) if len(row) != len(dialect.header)), (0, 0))
 
 

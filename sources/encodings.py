@@ -8,14 +8,16 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from encodings.aliases import aliases
+from itertools import islice
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, did_you_mean
 
 HEAD = 1 << 20  # bytes that are read to detect how a file is written
 EVERYDAY_LATIN = frozenset(  # letters of western languages, and the quotes, dashes and dots that Windows adds
-    "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûü\xa0¡£§ª«°²³µ·º»¿".encode("latin-1")
-) | {0x80, 0x85, *range(0x91, 0x9A)}
+    "ŒœŠšŽžŸ„‚‹›ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûü\xa0¡£§ª«°²³µ·º»¿€…‘’“”•–—™".encode("cp1252")
+)
 
 
 def is_gzip(path: str | Path) -> bool:
@@ -35,7 +37,7 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
 
 
@@ -48,14 +50,32 @@ def is_utf16(head: bytes) -> bool:
     return head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def find_encoding(path: str | Path, head: bytes, separator: str = "") -> str:
-    """Return utf-8, utf-16 (with a byte order mark), cp949 (which includes euc-kr) or latin-1.
+def named_encoding(name: str) -> str:
+    """Return Python's name of an encoding; utf-8-sig is utf-8 here. Raises UserError for a name that is none."""
+    try:
+        codec = codecs.lookup(name)
+        if codec._is_text_encoding and codec.name not in ("undefined", "idna", "punycode"):
+            return codec.name.removesuffix("-sig")
+    except (LookupError, ValueError):  # ValueError: a zero byte
+        pass
+    usual = ("utf-8", "utf-16", "cp1252", "latin-1", "cp949", "cp1250", "cp1251", "shift_jis", "gb18030", "big5")
+    raise UserError(f"--encoding {name}: unknown encoding.{did_you_mean(name, {*usual, *aliases}, usual)}")
+
+
+def find_encoding(path: str | Path, head: bytes, separator: str = "", skip: int = 0, named: str = "") -> str:
+    """Return utf-8, utf-16 (with a byte order mark), cp949 (which includes euc-kr), cp1252 or latin-1.
 
     Nearly any bytes are valid cp949, and any are valid latin-1: either is accepted only if most of its letters are
-    everyday ones.
-    head: the first HEAD bytes.  separator: of a table; "" for a file of lines.
+    everyday ones. cp1252 is latin-1 with more letters, and a few bytes that are none.
+    head: the first HEAD bytes.  separator: of a table; "" for a file of lines.  skip: lines above its header.
+    named: the encoding that a person gives, which is not doubted.
     Raises UserError, naming the row or line, for a file of which a few bytes are damaged.
     """
+    if named:
+        encoding = named_encoding(named)
+        if _first_invalid_block(path, encoding) is not None:
+            raise _damaged(path, encoding, separator, skip, f" (--encoding {named}).")
+        return encoding
     if is_utf16(head):
         return "utf-16"
     block = _first_invalid_block(path, "utf-8")
@@ -65,7 +85,7 @@ def find_encoding(path: str | Path, head: bytes, separator: str = "") -> str:
     damaged = text.count("\ufffd")
     is_cut = damaged == 1 and re.search(rb"[\xe0-\xf4][\x80-\xbf]+$", block)  # the file ends within a letter
     if is_cut or sum(c > "\x7f" for c in text) > 2 * damaged:  # other encodings are hardly ever valid UTF-8 by chance
-        raise _damaged(path, "utf-8", separator)
+        raise _damaged(path, "utf-8", separator, skip)
     if len(block) == HEAD:  # whole lines only, so that no letter is cut
         block = block[block.find(b"\n") + 1 : block.rfind(b"\n")]
     letters = [c for c in block.decode("cp949", "replace") if c > "\x7f"]
@@ -73,11 +93,18 @@ def find_encoding(path: str | Path, head: bytes, separator: str = "") -> str:
     # Everyday Korean is in the 2,350 syllables of euc-kr; western letters read as cp949 give the rare ones beyond
     if 2 * sum(len(c.encode("euc-kr", "ignore")) == 2 for c in korean) > len(letters):
         if _first_invalid_block(path, "cp949") is not None:
-            raise _damaged(path, "cp949", separator)
+            raise _damaged(path, "cp949", separator, skip)
         return "cp949"
     if 2 * sum(byte in EVERYDAY_LATIN for byte in block) < sum(byte > 0x7F for byte in block):
-        raise _damaged(path, "utf-8", separator)
-    return "latin-1"
+        raise _damaged(path, "utf-8", separator, skip)
+    return "cp1252" if _first_invalid_block(path, "cp1252") is None else "latin-1"
+
+
+def as_raw_text(head: bytes, named: str = "") -> str:
+    """Decode the beginning of a table as far as its structure is concerned: latin-1 decodes any bytes, and a separator
+    is never part of a character in UTF-8 or cp949."""
+    encoding = named_encoding(named) if named else "utf-16" if is_utf16(head) else "latin-1"
+    return head.decode(encoding, "ignore").removeprefix("ï»¿").removeprefix("\ufeff")
 
 
 def _first_invalid_block(path: str | Path, encoding: str) -> bytes | None:
@@ -89,18 +116,19 @@ def _first_invalid_block(path: str | Path, encoding: str) -> bytes | None:
             following = file.read(HEAD)
             try:
                 decoder.decode(block, final=not following)
-            except UnicodeDecodeError:
+            except UnicodeError:
                 return block
             block = following
     return None
 
 
-def _damaged(path: str | Path, encoding: str, separator: str) -> UserError:
+def _damaged(path: str | Path, encoding: str, separator: str, skip: int, end: str = "") -> UserError:
+    what = f"contains bytes that are not valid {encoding.upper()}{end or ', unlike the rest of the file: fix them.'}"
     with io.TextIOWrapper(open_unpacked(path), encoding=encoding, errors="surrogateescape", newline="") as text:
+        if any(re.search("[\udc80-\udcff]", line) for line in islice(text, skip)):
+            return UserError(f"{path}: a line above the header {what}")
         rows = csv.reader(text, delimiter=separator) if separator else text
         rows = (row for row in rows if row)
-        bad = next(i for i, row in enumerate(rows) if re.search("[\udc80-\udcff]", "".join(row)))
+        bad = next((i for i, row in enumerate(rows) if re.search("[\udc80-\udcff]", "".join(row))), 0)
     where = f"line {bad + 1}" if not separator else f"row {bad}" if bad else "the header"
-    return UserError(
-        f"{path}: {where} contains bytes that are not valid {encoding.upper()}, unlike the rest of the file: fix them."
-    )
+    return UserError(f"{path}: {where} {what}")

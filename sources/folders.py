@@ -13,11 +13,11 @@ from sources.encodings import HEAD, find_encoding, reading
 from sources.layout import FILE, IMAGE_ENDINGS, LABEL, TEXT_ENDINGS, Layout
 
 
-def read_text_file(path: str | Path) -> str:
-    """Return the text in a file, whatever its encoding. Raises UserError if it cannot be read."""
+def read_text_file(path: str | Path, encoding: str = "") -> str:
+    """Return the text in a file, whatever its encoding unless one is given. Raises UserError if it cannot be read."""
     with reading(path):
         raw = Path(path).read_bytes()
-        return raw.decode(find_encoding(path, raw[:HEAD])).removeprefix("\ufeff")
+        return raw.decode(find_encoding(path, raw[:HEAD], named=encoding)).removeprefix("\ufeff")
 
 
 def _is_wanted(path: Path, endings: tuple[str, ...]) -> bool:
@@ -31,11 +31,12 @@ def _as_text(path: Path) -> str:
     return name
 
 
-def read_folder(folder: str | Path, notes: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+def read_folder(folder: str | Path, notes: list[str], encoding: str = "") -> tuple[pd.DataFrame, dict[str, str]]:
     """Return a record for each image or text in folder/<class>/, and the kinds of its columns.
 
     Images give the columns file and label; texts give text, file and label. If there are both, the more frequent are
     read. Files that are hidden or of another kind are counted in `notes`.
+    encoding: of the texts; "" = detect.
     Raises UserError if there are neither images nor texts, or if a folder's name cannot be a label.
     """
     classes = sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -57,7 +58,7 @@ def read_folder(folder: str | Path, notes: list[str]) -> tuple[pd.DataFrame, dic
     records = pd.DataFrame(rows, columns=[FILE, LABEL], index=pd.RangeIndex(1, len(rows) + 1, name="row"))
     if wanted is images:
         return records, {FILE: "image"}
-    records.insert(0, "text", [read_text_file(path) for path in records[FILE]])
+    records.insert(0, "text", [read_text_file(path, encoding) for path in records[FILE]])
     return records, {"text": "text", FILE: "drop"}
 
 
@@ -93,6 +94,6 @@ def read_files(files: list[str], layout: Layout, rows: int) -> Iterator[pd.DataF
     """Yield a record for each file, `rows` at a time: its name as FILE, and its name or text as the lone column."""
     for start in range(0, len(files), rows):
         part = files[start : start + rows]
-        cells = part if layout.lone in layout.paths else [read_text_file(path) for path in part]
+        cells = part if layout.lone in layout.paths else [read_text_file(path, layout.encoding) for path in part]
         index = pd.RangeIndex(start + 1, start + len(part) + 1, name="row")
         yield pd.DataFrame({FILE: part} | {layout.lone: cells}, index=index)

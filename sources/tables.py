@@ -1,4 +1,4 @@
-"""Any file of records → DataFrames: csv, tsv, jsonl, parquet, lines, a service's log, folders, standard input."""
+"""Any file of records → DataFrames: csv, jsonl, parquet, sheets, lines, a service's log, folders, standard input."""
 
 import io
 import itertools
@@ -14,18 +14,23 @@ import pandas as pd
 
 from errors import UserError, did_you_mean
 from preprocessing.parsing import NULLS, frame_of
-from sources.delimited import TEXT_BLOCK, holds_table, read_delimited
+from sources.delimited import TEXT_BLOCK, find_separator, holds_table, read_delimited
 from sources.encodings import HEAD, find_encoding, open_unpacked, read_head, reading
 from sources.folders import find_files, read_files
-from sources.layout import TABLE, Layout, file_format
+from sources.layout import AS_WRITTEN, TABLE, Layout, file_format
 from sources.request_log import read_log
+from sources.sheets import read_sheet
 
+_SIGNATURES = {b"PAR1": "parquet", b"PK\3\4": "xlsx", b"\xd0\xcf\x11\xe0": "xls"}  # first bytes → ending
 DATA_URL = "data:image/"  # an image inside a cell of text
 
 
-def read_table(path: str | Path, layout: Layout = TABLE) -> pd.DataFrame:
-    """Read a whole file; the index counts its rows from 1. Raises UserError if it is empty or cannot be read."""
-    chunks = list(read_chunks(path, layout))
+def read_table(path: str | Path, layout: Layout = TABLE, notes: list[str] | None = None) -> pd.DataFrame:
+    """Read a whole file; the index counts its rows from 1. Raises UserError if it is empty or cannot be read.
+
+    notes: gets what a person should know, such as lines above the header that are skipped.
+    """
+    chunks = list(read_chunks(path, layout, notes=notes))
     if not chunks:
         raise UserError(f"{path}: there are no rows below the header.")
     table = pd.concat(chunks, ignore_index=True)
@@ -33,41 +38,59 @@ def read_table(path: str | Path, layout: Layout = TABLE) -> pd.DataFrame:
     return table
 
 
-def read_chunks(path: str | Path, layout: Layout = TABLE, rows: int = 65_536) -> Iterator[pd.DataFrame]:
+def read_chunks(
+    path: str | Path, layout: Layout = TABLE, rows: int = 65_536, notes: list[str] | None = None
+) -> Iterator[pd.DataFrame]:
     """Read a file in chunks of about `rows`, in constant memory; the index counts the file's rows from 1.
 
-    Cells of a csv are text as they are written, those of jsonl and parquet have their types.
+    Cells of a csv are text as they are written, those of other files have their types. Spreadsheets, which are never
+    long, are in memory as a whole. notes: see `read_table`.
     Raises UserError, naming the row, if the file cannot be read.
     """
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file.")
+    notes = [] if notes is None else notes
     start, is_log = 1, file_format(path) == "log"  # which holds data URLs, and no file names to resolve
-    for frame in _read(path, layout, rows):
+    for frame in _read(path, layout, rows, notes):
         frame.index = pd.RangeIndex(start, start + len(frame), name="row")
         start += len(frame)
         yield frame if is_log else resolve_paths(frame, layout, path)
 
 
-def read_records(path: str, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:
+def read_records(path: str, layout: Layout, rows: int, notes: list[str] | None = None) -> Iterator[pd.DataFrame]:
     """Read what is to be predicted in chunks of at most `rows`: a table, or for a lone column also files of one record.
 
     Raises UserError as read_chunks does, and for a folder or glob without files to read.
     """
     files = find_files(path, layout) if layout.lone else None
-    for frame in read_chunks(path, layout, rows) if files is None else read_files(files, layout, rows):
+    for frame in read_chunks(path, layout, rows, notes) if files is None else read_files(files, layout, rows):
         for start in range(0, len(frame), rows):
             yield frame.iloc[start : start + rows]
 
 
-def _read(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:
+def separator_of(path: str | Path, layout: Layout = TABLE) -> str:
+    """Return the separator of a text table, and "" for everything else."""
+    is_text = Path(path).is_file() and file_format(path) == "csv" and not _holds_lines(path, layout)
+    return find_separator(path, layout) if is_text else ""
+
+
+def _holds_lines(path: str | Path, layout: Layout) -> bool:
     may_be_lines = layout.lone and str(path).lower().removesuffix(".gz").endswith(".txt")
-    if may_be_lines and not holds_table(path, layout.lone):
+    return bool(may_be_lines) and not holds_table(path, layout.lone)
+
+
+def _read(path: str | Path, layout: Layout, rows: int, notes: list[str]) -> Iterator[pd.DataFrame]:
+    if _holds_lines(path, layout):
         return _read_lines(path, layout, rows)
     match file_format(path):
         case "csv":
-            return read_delimited(path, layout)
+            return read_delimited(path, layout, notes)
         case "jsonl":
             return _read_jsonl(path, rows)
         case "parquet":
             return _read_parquet(path, layout, rows)
+        case "sheet":
+            return read_sheet(path, layout, rows, notes)
         case "log":
             return read_log(path, rows)
 
@@ -82,13 +105,13 @@ def resolve_paths(frame: pd.DataFrame, layout: Layout, source: str | Path) -> pd
         cells = frame[column]
         stays = cells.isna() | cells.map(lambda c: isinstance(c, bytes) or str(c).startswith(DATA_URL) or c in NULLS)
         paths = [c if stay else str(folder / str(c)) for c, stay in zip(cells, stays, strict=True)]
-        frame = frame.assign(**{column: paths})
+        frame = frame.assign(**{column: paths} | ({AS_WRITTEN + column: cells} if column in layout.keep else {}))
     return frame
 
 
 def _read_lines(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:
     with reading(path):
-        encoding = find_encoding(path, read_head(path)).replace("utf-8", "utf-8-sig")
+        encoding = find_encoding(path, read_head(path), named=layout.encoding).replace("utf-8", "utf-8-sig")
     with reading(path), io.TextIOWrapper(open_unpacked(path), encoding=encoding) as lines:
         while part := [line.removesuffix("\n") for line in itertools.islice(lines, rows)]:
             yield pd.DataFrame({layout.lone: part})
@@ -121,6 +144,19 @@ def _parse_int(digits: str) -> int | str:
     return int(digits) if len(digits) < 16 else digits
 
 
+def _with_exact_integers(frame: pd.DataFrame, batch) -> pd.DataFrame:
+    """Make columns of large integers text, as `_parse_int` does."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_integer(column.type) and column.type.bit_width == 64 and name in frame:
+            ends = pc.min_max(column).as_py()
+            if column.null_count < len(column) and max(-ends["min"], ends["max"]) > 2**53:
+                frame[name] = pc.cast(column, pa.string()).to_pandas().to_numpy()
+    return frame
+
+
 def _read_parquet(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:
     """Read parquet. Columns of bytes are text, which some programs write so, except where files are expected."""
     import pyarrow as pa
@@ -142,7 +178,8 @@ def _read_parquet(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.Da
                         batch = batch.set_column(i, field.name, pa.array(cells, pa.string()))
                 done += len(batch)
                 frame = batch.to_pandas()
-                yield frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
+                frame = frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
+                yield _with_exact_integers(frame, batch)
     except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:  # also from pandas' own metadata
         raise UserError(f"{path}: cannot be read as parquet: {error}.") from None
 
@@ -158,7 +195,7 @@ def standard_input(layout: Layout) -> Iterator[str]:
             line = next((line for line in iter(lambda: file.readline(TEXT_BLOCK), b"") if line.strip()), b"")
         # A line of text may begin with a brace; in a table it is a record, if a broken one
         is_jsonl = _is_record(line) if layout.lone else line.lstrip(b"\xef\xbb\xbf ")[:1] == b"{"
-        path = path.rename(f"{path}.{'parquet' if line[:4] == b'PAR1' else 'jsonl' if is_jsonl else 'txt'}")
+        path = path.rename(f"{path}.{_SIGNATURES.get(line[:4], 'jsonl' if is_jsonl else 'txt')}")
         try:
             yield str(path)
         except UserError as error:

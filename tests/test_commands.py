@@ -6,15 +6,18 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TARGETS, assert_refused, command, mixed_csv, table_for
+from conftest import ROOT, TARGETS, assert_refused, command, mixed_csv, mixed_table, table_for
+from pyarrow import parquet
 
 from config import DataConfig, ModelConfig, TrainConfig
-from pipeline import read_checkpoint
+from errors import UserError
+from pipeline import Pipeline, read_checkpoint
 from train import train
 
 
@@ -255,9 +258,113 @@ def test_predict_reads_tables_however_written(runs, tmp_path, encoding, sep, dec
     pd.testing.assert_frame_equal(written, expected, rtol=1e-6)
 
 
+ODD = ["007", " x ", "1e5", 'say "hi"', "a,b", "two\nlines", "", "서울", "0.10", "TRUE", "-0", "9007199254740993"]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_kept_columns_come_first_and_stay_as_they_are(runs, tmp_path, form, monkeypatch):
+    """Text stays text, in chunks as well; a column that is missing or clashes is named."""
+    import predict
+    import sources
+
+    checkpoint, rows = runs["binary"].out / "best.pt", 36
+    monkeypatch.setattr(sources, "read_records", partial(_in_chunks_of, 5, sources.read_records))
+    table = table_for("binary", rows=rows, seed=5).assign(order_id=ODD * 3, error="no", item=ODD[::-1] * 3)
+    table.to_csv(tmp_path / "in.csv", index=False)
+    options = {
+        "checkpoint": str(checkpoint),
+        "input": str(tmp_path / "in.csv"),
+        "output": str(tmp_path / f"out.{form}"),
+    }
+    predict.predict(predict.Options(**options, keep=("order_id", "error", "item", "order_id")))
+    text = {"dtype": str, "keep_default_na": False}
+    written = {
+        "csv": lambda path: pd.read_csv(path, **text),
+        "tsv": lambda path: pd.read_csv(path, sep="\t", **text),
+        "jsonl": lambda path: pd.DataFrame(map(json.loads, path.read_text().splitlines())),
+        "parquet": pd.read_parquet,
+    }[form](tmp_path / f"out.{form}")
+    assert list(written)[:4] == ["order_id", "error", "item", "prediction"]
+    assert written["order_id"].tolist() == ODD * 3 and written["item"].tolist() == ODD[::-1] * 3
+    assert written["prediction"].tolist() == runs["binary"].pipeline.predict(table)["prediction"].tolist()
+    for names, words in (
+        (("orderid",), "--keep orderid: no such column. Did you mean 'order_id'"),
+        (("error",), "--keep error: the predictions have a column of that name"),
+    ):
+        with pytest.raises(UserError, match=words):
+            predict.predict(predict.Options(**options, keep=names, skip_broken=True))
+
+
+def _in_chunks_of(size, read, path, layout, rows, *rest):
+    yield from read(path, layout, size, *rest)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_kept_cells_of_json_keep_their_types(runs, tmp_path, form):
+    records = json.loads(table_for("binary", rows=4).to_json(orient="records"))
+    cells = {"n": [7, None, 8, 9], "f": [0.1, 1e-20, 2.5, 0.30000000000000004], "m": ["007", 7, True, [1, "x"]]}
+    lines = [record | {name: column[i] for name, column in cells.items()} for i, record in enumerate(records)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    args = ["--checkpoint", runs["binary"].out / "best.pt", "--input", "in.jsonl", "--keep", *cells]
+    result = command("predict.py", *args, "--output", f"out.{form}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr.decode()
+    path = tmp_path / f"out.{form}"
+    if form == "jsonl":
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        assert json.dumps([[line[name] for line in found] for name in cells]) == json.dumps(list(cells.values()))
+        return
+    found = pd.read_csv(path, dtype={"n": "Int64", "m": str}) if form == "csv" else pd.read_parquet(path)
+    assert found["n"].isna().tolist() == [False, True, False, False] and found["n"].dropna().tolist() == [7, 8, 9]
+    assert found["f"].tolist() == cells["f"] and found["m"].tolist() == ["007", "7", "true", '[1, "x"]']
+    if form == "parquet":
+        assert parquet.read_schema(path).field("n").type == "int64"
+    if form == "csv":
+        assert ",7," not in path.read_text().splitlines()[2] and path.read_text().splitlines()[1].startswith("7,0.1,")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_broken_records_do_not_cost_the_batch(everything, tmp_path, form, target, monkeypatch, capsys):
+    """They keep their place, whatever columns are broken and however many chunks: one of them is wholly broken."""
+    import predict
+    import sources
+
+    pipeline = Pipeline.load(everything["mixed", target])
+    table = mixed_table(tmp_path, rows=12)
+    whole = pipeline.predict(table.assign(photo=[str(tmp_path / path) for path in table["photo"]]))
+    wrong = {2: "price", 4: "photo", 5: "since", 8: "price", 9: "photo", 10: "photo", 11: "since"}
+    for row, name in wrong.items():
+        table[name] = table[name].astype(object)
+        table.loc[row, name] = {"price": "dear", "photo": "gone.png", "since": "soon"}[name]
+    table.to_csv(tmp_path / "in.csv", index=False)
+    monkeypatch.setattr(sources, "read_records", partial(_in_chunks_of, 4, sources.read_records))
+    options = {"checkpoint": str(everything["mixed", target]), "input": str(tmp_path / "in.csv")}
+    with pytest.raises(UserError, match=r"row 3, column 'price': 'dear' .*--skip-broken"):
+        predict.predict(predict.Options(**options, output=str(tmp_path / "x.csv")))
+    predict.predict(predict.Options(**options, output=str(tmp_path / f"out.{form}"), skip_broken=True, keep=("photo",)))
+    printed = capsys.readouterr()
+    assert "7 of 12 records cannot be read; the first: " in printed.err and "row 3, column 'price'" in printed.err
+    read = {"csv": pd.read_csv, "jsonl": partial(pd.read_json, lines=True), "parquet": pd.read_parquet}[form]
+    written = read(tmp_path / f"out.{form}")
+    assert written["photo"].tolist() == table["photo"].tolist() and list(written)[-1] == "error"
+    for row, error in written["error"].items():
+        assert (wrong[row] in error or "gone.png" in error) if row in wrong else pd.isna(error)
+    columns = [name for name in whole if name != "file"]
+    assert written.loc[list(wrong), columns].isna().all(axis=None)
+    good = [row for row in range(12) if row not in wrong]
+    pd.testing.assert_frame_equal(
+        written.loc[good, columns], whole.loc[good, columns], rtol=1e-5, atol=1e-6, check_dtype=False
+    )
+    encoded = pipeline.task.encode(table[target].iloc[good])
+    expected = pipeline.task.evaluate(pipeline.predict_logits(table.iloc[good].assign(
+        photo=[str(tmp_path / path) for path in table["photo"].iloc[good]]))[1], encoded)  # fmt: skip
+    name = "rmse" if target == "regression" else "accuracy"
+    assert f"{name} {expected[name]:.5g}" in printed.out
+
+
 @pytest.mark.parametrize("empty", ["", "NA", None])
 def test_metrics_cover_the_rows_that_have_a_label(empty, capsys):
-    from predict import Score
+    from evaluation.summary import Score
     from task import Task
 
     score = Score(Task.fit(pd.Series(["no", "yes"], name="label")))

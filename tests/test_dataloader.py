@@ -65,6 +65,29 @@ def test_a_group_stays_whole():
     assert all(families) and not (families[0] & families[1] | families[0] & families[2] | families[1] & families[2])
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_leave_every_class_in_training(seed):
+    """Class c lives in one group, d in three small ones; a and b are everywhere."""
+    random = np.random.default_rng(0)
+    group = random.integers(0, 14, 400)
+    y = np.select([group == 5, group < 3], ["c", "d"], random.choice(["a", "b"], 400))
+    table = pd.DataFrame({"x": random.normal(size=400), "g": [f"g{i}" for i in group], "y": y})
+    splits = load_splits(DataConfig(target="y", group="g"), seed, table)
+    assert set(splits.train["y"]) == set("abcd") and set(splits.val["y"]) == set(splits.test["y"]) == set("abd")
+    assert all(abs(len(part) - 60) <= 20 for part in (splits.val, splits.test))
+    families = [set(part["g"]) for part in (splits.train, splits.val, splits.test)]
+    assert sum(map(len, families)) == len(set.union(*families)) == 14
+    assert parts(splits) == parts(load_splits(DataConfig(target="y", group="g"), seed, table))
+
+
+def test_a_class_of_one_group_is_learned_although_no_other_split_has_it(tmp_path):
+    table = make_table(120)[["age", "income", "multiclass"]].assign(family=np.arange(120) // 6)
+    table.loc[table["family"] == 7, "multiclass"] = "rare"
+    run = quick_run(tmp_path / "run", table, data=DataConfig(target="multiclass", group="family"))
+    assert run.pipeline.task.classes == ["a", "b", "c", "rare"]
+    assert "rare" not in set(run.predictions["target"]) and all(np.isfinite(list(run.test.values())))
+
+
 @pytest.mark.parametrize("form", ["%Y-%m-%d", "%d/%m/%Y", None])
 def test_the_future_is_in_the_test(form):
     table = table_for("binary")
@@ -170,12 +193,14 @@ def test_the_users_frame_is_left_as_it_was():
         ({"x": [1] * 40, "y": range(40)}, {"time": "x"}, "too few different moments"),
         ({"x": ["a"] * 40, "y": range(40)}, {"time": "x"}, "neither a date nor a number"),
         ({"x": [1] * 40, "y": range(40)}, {"group": "x"}, "too few groups"),
+        ({"x": range(40), "g": list("pq") * 20, "y": list("ab") * 20}, {"group": "g"}, "class 'a' is in group 'p'"),
         ({"y": range(9)}, {}, "only the column 'y'"),
         ({"x": range(60), "y": list("abcdefghijklmnopqrst") * 3}, {}, "each of 20 classes to be in every split"),
         ({"y": range(9), "t": "a", "user": 1}, {"text": "t", "group": "usr"}, "--group usr: .* Did you mean 'user'"),
         ({"y": range(9), "t": "a", "when": 1}, {"text": "t", "time": "whn"}, "--time whn: .* Did you mean 'when'"),
         ({"y": range(9), "t": "a", "age": 1}, {"text": "t", "target": "lable"}, "Available: y, t, age"),
         ({"y": range(9), "t": "a"}, {"columns": ("y=number",)}, "--columns y=number: y is the target"),
+        ({"y": range(9), "a": 1}, {"columns": "a=b"}, "--columns a=b: unknown kind. Available: number, category"),
         ({"y": range(9), "t": "a"}, {"time": "y"}, "--time y: the target cannot be used to split"),
         ({"y": range(9), "t": "a"}, {"text": "t", "columns": ("t=category",)}, "t=category: t is given as text"),
         ({"y": range(9), "t": "a"}, {"text": "t", "columns": ("t=drop",)}, "t=drop: t is given as text"),

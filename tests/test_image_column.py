@@ -299,6 +299,20 @@ def test_flip_is_decided_by_the_images():
     assert flip_is_harmless(letters.transpose(2, 3), labels)[0] is True  # bright top against bright bottom
 
 
+@pytest.mark.parametrize("count", [10, 40, 400])
+def test_noise_does_not_look_like_its_class(count):
+    """An image counts for the mean of its class: judged against it, noise would seem to show its label."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        noise, labels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 4, (count,))
+        assert flip_is_harmless(noise, labels)[0] is True
+        arrows = noise // 2
+        arrows[labels % 2 == 0, :, :, :12] += 100
+        arrows[labels % 2 == 1, :, :, -12:] += 100
+        assert flip_is_harmless(arrows, labels % 2)[0] is False
+    assert flip_is_harmless(noise[:3], torch.arange(3))[0] is True
+
+
 def test_a_column_decides_to_flip_by_its_labels_or_the_flag(photos):
     labels = np.arange(48) // 24
     for flip, given, expected in (
@@ -348,7 +362,7 @@ def test_examples_profiles_and_samples(photos):
     assert torch.equal(fitted.encode(column(json.loads(json.dumps(examples)))), pixels[:5])
     brightness = fitted.profile_values(photos, pixels)["photo: brightness"]
     np.testing.assert_allclose(brightness, pixels.numpy().mean(axis=(1, 2, 3)) / 255)
-    assert fitted.count_unknown(pixels) == 0
+    assert fitted.unknown(photos, pixels) is None
     raw = png(picture(0, 0))
     files = fitted.sample_files(pd.Series([photos[1], raw, examples[0]], index=[7, 8, 9], name="photo"))
     assert [name for name, _ in files] == [f"7-{os.path.basename(photos[1])}", "8.png", "9.png"]

@@ -195,7 +195,7 @@ def test_an_absent_field_gets_its_default_and_an_unknown_key_is_ignored(everythi
     def older(state):
         for key in ("profile", "threads"):
             del state[key]
-        del state["task"]["decimal"], state["preprocessor"]["left_out"], state["config"]["data"]["tokenizer"]
+        del state["task"]["form"], state["preprocessor"]["left_out"], state["config"]["data"]["tokenizer"]
         for column in state["preprocessor"]["columns"]:
             for name in ("decimal", "flip_reason", *(["offset"] if column.get("offset") == 0 else [])):
                 column.pop(name, None)

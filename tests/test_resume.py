@@ -9,10 +9,12 @@ import sys
 import time
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, assert_refused, command, quick_run, table_for
+from conftest import ROOT, TARGETS, assert_refused, command, quick_run, table_for
 
+import train as train_module
 import trainer as trainer_module
 from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from errors import UserError
@@ -209,9 +211,43 @@ def test_batches_do_not_change_inside_an_epoch(tmp_path, monkeypatch):
 def test_a_finished_run_resumes_to_the_same(tmp_path, table):
     flags = ["--data", table, "--target", "binary", "--epochs", 2, "--out", tmp_path / "run"]
     assert command("train.py", *flags).returncode == 0
-    before = fingerprint(tmp_path / "run")
-    assert command("train.py", "--resume", tmp_path / "run" / "last.pt").returncode == 0
-    assert fingerprint(tmp_path / "run") == before
+    files = {name: (tmp_path / "run" / name).read_bytes() for name in ("metrics.json", "test_predictions.csv")}
+    done = command("train.py", "--resume", tmp_path / "run" / "last.pt")
+    assert done.returncode == 0 and b"stays as it is: the test split was evaluated before" in done.stdout
+    for name, content in files.items():
+        assert (tmp_path / "run" / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_test_split_is_evaluated_once_when_the_run_is_complete(tmp_path, monkeypatch, kind):
+    """Interrupted: never. Resumed: at the end. Finished: only if weights, test records or files have changed."""
+    table, times = table_for(kind), []
+    evaluate = train_module._evaluate
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: times.append(1) or evaluate(*args))
+    out, data = tmp_path / "run", DataConfig(target=kind, batch_size=16)
+    method = Trainer.evaluate
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, *a: (os.kill(os.getpid(), signal.SIGINT), method(self, *a)))
+    with pytest.raises(KeyboardInterrupt):
+        quick_run(out, table, data=data)
+    monkeypatch.setattr(Trainer, "evaluate", method)
+    assert not times and not (out / "metrics.json").exists() and not (out / "test_predictions.csv").exists()
+
+    def resume(table=table, **training):
+        config = resume_config(str(out / "last.pt"))
+        return train(config.data, config.model, replace(config.training, **training), config.run, table=table)
+
+    first, again = resume(), resume()
+    assert len(times) == 1 and first.test == again.test and first.diagnosis == again.diagnosis
+    pd.testing.assert_frame_equal(first.predictions, again.predictions, check_dtype=False)
+    assert len(resume(epochs=4).history) == 4 and len(times) == 2
+    for name in ("metrics.json", "test_predictions.csv"):
+        (out / name).unlink()  # killed between the last save and the test
+        resume()
+        assert (out / name).exists()
+    assert len(times) == 4
+    (out / "test_predictions.csv").write_text("")
+    resume()
+    assert len(times) == 5
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, table):

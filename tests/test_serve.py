@@ -27,10 +27,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from test_image_column import make_folder
 from test_text import reviews, text_run
+from workbooks import xlsx
 
 from config import DataConfig
 from errors import UserError
 from pipeline import Pipeline
+from preprocessing.number import NumberColumn
 from serving import batching, guard, uploads
 from serving.app import make_app
 from serving.batching import Service
@@ -67,7 +69,7 @@ def test_rest_predicts_as_the_pipeline_does(everything, kind, target):
         together = client.post("/predict", json={"records": pipeline.examples}).json()["predictions"]
         alone = [client.post("/predict", json={"records": [r]}).json()["predictions"][0] for r in pipeline.examples]
         schema = client.get("/schema").json()
-        assert schema["example"] == pipeline.examples[0] and schema["task"] == target
+        assert list(schema["example"]) == pipeline.preprocessor.names and schema["task"] == target
         assert all(map(close, together, expected)) and all(map(close, alone, expected))
         assert schema["lone"] == (None if kind in ("tabular", "mixed") else column_of(pipeline, kind))
         if schema["lone"]:
@@ -103,7 +105,7 @@ def test_openapi_shows_each_column_with_its_type(everything, kind):
     items = content["application/json"]["schema"]["properties"]["records"]["items"]
     record = items["anyOf"][1] if pipeline.preprocessor.lone else items
     assert record == schema and record["required"] == list(record["properties"]) == pipeline.preprocessor.names
-    assert content["application/json"]["example"] == {"records": pipeline.examples[:1]}
+    assert list(content["application/json"]["example"]["records"][0]) == pipeline.preprocessor.names
     types = {"number": "number", "boolean": "boolean", "category": "string", "date": "string", "text": "string"}
     for name, column in pipeline.preprocessor.kinds.items():
         shown = record["properties"][name]
@@ -112,6 +114,76 @@ def test_openapi_shows_each_column_with_its_type(everything, kind):
     assert {"200", "401", "403", "408", "413", "422", "503"} == set(operation["responses"])
     for path, model in (("/predict", "Predictions"), ("/feedback", "Kept"), ("/reload", "Reloaded")):
         assert model in str(paths[path]["post"]["responses"]["200"])
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "awkward"])
+def test_no_training_record_is_published(everything, awkward, kind):
+    """The schemas show made-up cells, which can be predicted; a checkpoint keeps real ones for its self-check."""
+    checkpoint = awkward if kind == "awkward" else everything[kind, "binary"]
+    pipeline = Pipeline.load(checkpoint)
+    with client_of(checkpoint) as client:
+        schema, openapi, page = (client.get(path) for path in ("/schema", "/openapi.json", "/"))
+        example = schema.json()["example"]
+        predicted = client.post("/predict", json={"records": [example]})
+        assert predicted.status_code == 200, predicted.text
+        assert not [w for w in predicted.json().get("warnings", []) if "known words" not in w]
+        assert (
+            example
+            in openapi.json()["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"][
+                "records"
+            ]
+        )
+        published = schema.text + openapi.text + page.text
+    assert example not in pipeline.examples
+    for name, of in pipeline.preprocessor.kinds.items():
+        cells = {record[name] for record in pipeline.examples} - {None, ""}
+        if of in ("text", "image"):
+            assert not [cell for cell in cells if str(cell) in published], name
+        if of == "number":
+            low, high = pipeline.profile[name]["low"], pipeline.profile[name]["high"]
+            assert low <= example[name] <= high and len(str(example[name])) < 8
+
+
+def test_made_up_numbers_are_within_the_range_of_training():
+    column = NumberColumn("n", fill=0.5, flag=False)
+    for low, high in ((18, 90), (0, 1), (1.5, 1.6), (-1e-9, 2e-9), (3, 3), (-1e308, 1e308), (1e15, 1e16), (0, 5e-324)):
+        assert low <= column.made_up({"low": low, "high": high}) <= high
+    assert column.made_up({"low": 18.0, "high": 90.0}) == 54 and column.made_up({}) == 0.5
+
+
+WARNINGS = {"city": "'Atlantis' was not seen in training", "remark": "the text is empty"}
+
+
+def test_unknown_values_are_predicted_with_a_warning(everything, monkeypatch):
+    """Each request gets its own, also out of a batch that is shared; a missing cell that training had is none."""
+    monkeypatch.setattr(batching, "BATCH_WINDOW", 0.05)
+    pipeline = Pipeline.load(everything["tabular", "binary"])
+    assert "" in next(c for c in pipeline.preprocessor.columns if c.name == "city").values
+    fine = [
+        record | {"city": city, "income": None}
+        for record, city in zip(pipeline.examples[:3], ["", "Seoul", None], strict=True)
+    ]
+    odd = [fine[0], fine[1] | {"city": "Atlantis"}, fine[2] | {"remark": "", "city": "x" * 80}]
+    zzz = [fine[0] | {"remark": "\u4e00\u4e01"}]
+    with client_of(everything["tabular", "binary"]) as client:
+        with concurrent.futures.ThreadPoolExecutor(9) as pool:
+            sent = list(pool.map(lambda r: client.post("/predict", json={"records": r}).json(), [fine, odd, zzz] * 3))
+        assert [list(answer) for answer in sent[0::3]] == [["id", "predictions"]] * 3  # no key
+        for answer in sent[1::3]:
+            assert [w.split(" (")[0] for w in answer["warnings"]] == [
+                f"row 2, column 'city': {WARNINGS['city']}",
+                f"row 3, column 'city': '{'x' * 60}…' was not seen in training",
+                "row 3, column 'remark': the text is empty",
+            ]
+        for answer in sent[2::3]:
+            assert answer["warnings"] == ["row 1, column 'remark': '\u4e00\u4e01' has no known words"]
+        many = client.post("/predict", json={"records": [odd[1]] * 150}).json()["warnings"]
+        assert len(many) == 101 and many[0].startswith("row 1, ") and many[-1] == "and 50 more"
+        table = pd.DataFrame([fine[0]] * 700 + [odd[1]] * 600)
+        found = client.post("/predict", files={"file": ("t.csv", table.to_csv(index=False))}).json()["warnings"]
+        assert found[0].startswith("row 701, column 'city': 'Atlantis'") and found[100:] == ["and 500 more"]
+        described = client.get("/openapi.json").json()["components"]["schemas"]["Predictions"]["properties"]
+        assert "left out if there are none" in described["warnings"]["description"]
 
 
 def test_concurrent_requests_share_a_pass_and_each_is_predicted_as_if_alone(everything, monkeypatch):
@@ -474,7 +546,7 @@ def test_requests_sent_before_a_reload_are_predicted_by_the_old_model(tmp_path):
         return found
 
     found = asyncio.run(crowd())
-    classes = ["".join(predictions[0]["probabilities"]) for _, predictions in found]
+    classes = ["".join(predictions[0]["probabilities"]) for _, predictions, _ in found]
     assert classes == ["uvw"] * 3 + ["vwx"] * 3 + ["uvw"]
     assert service.drift()["rows"] == 3 and set(service.drift()["columns"]) == {"a", "c"}
     with client_of(checkpoint, tmp_path / "requests.db") as client:
@@ -628,18 +700,24 @@ def test_the_command_refuses_what_it_cannot_serve(everything, tmp_path):
 # ---------------------------------------------------------------- the page, and the files that it sends
 
 
-def upload(client, path, data=None):
-    return client.post("/predict", files={"file": (path.name, path.read_bytes() if data is None else data)})
+def upload(client, path, data=None, sheet=""):
+    data = path.read_bytes() if data is None else data
+    return client.post(f"/predict?sheet={sheet}", files={"file": (path.name, data)})
 
 
-def predict_command(checkpoint, path, folder):
+def predict_command(checkpoint, path, folder, *flags):
     out = folder / "predictions.csv"
-    done = command("predict.py", "--checkpoint", checkpoint, "--input", path, "--output", out)
+    done = command("predict.py", "--checkpoint", checkpoint, "--input", path, "--output", out, *flags)
     assert done.returncode == 0, done.stderr
     return pd.read_csv(out)
 
 
-@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "parquet"])
+def as_sheet(table, last="") -> bytes:
+    rows = table.astype(object).where(table.notna(), None).to_numpy().tolist()
+    return xlsx({"Notes": [["nothing"]], "Orders": [["Report 2023"], [], list(table), *rows]}, last)
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "parquet", "xlsx"])
 def test_a_file_is_predicted_as_predict_does(everything, ending, tmp_path):
     """Rows beyond a request's limit, under one id; words in cp949, decimal commas, and dates of a parquet file."""
     path, checkpoint = tmp_path / f"my.table.{ending}", everything["tabular", "multiclass"]
@@ -650,16 +728,43 @@ def test_a_file_is_predicted_as_predict_does(everything, ending, tmp_path):
         table.to_csv(path, index=False)
     elif ending == "jsonl":
         table.to_json(path, orient="records", lines=True)
+    elif ending == "xlsx":
+        path.write_bytes(as_sheet(table.assign(since=pd.to_datetime(table["since"]))))
     else:
         table.assign(since=pd.to_datetime(table["since"])).to_parquet(path)
-    expected = predict_command(checkpoint, path, tmp_path)
+    expected = predict_command(checkpoint, path, tmp_path, *(["--sheet", "Orders"] if ending == "xlsx" else []))
     with client_of(checkpoint, tmp_path / "requests.db") as client:
-        sent = upload(client, path).json()
+        sent = upload(client, path, sheet="Orders").json()
         found = pd.json_normalize(sent["predictions"], sep="_").rename(columns=lambda c: c.replace("ies_", "y_"))
         assert found["prediction"].tolist() == expected["prediction"].tolist()
         assert np.allclose(found[expected.columns[1:]], expected.iloc[:, 1:], atol=1e-5)
         kept = client.post("/feedback", json={"id": sent["id"], "targets": table["multiclass"].tolist()})
         assert kept.json() == {"kept": 2500}, kept.text
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_the_cells_of_a_file_come_back_on_request(everything, ending, tmp_path):
+    path, table = tmp_path / f"t.{ending}", make_table(1200, seed=3)
+    added = {"order": ["007", " x ", "", None] * 300, "n": [7, None] * 600, "far": [np.inf, 0.5] * 600}
+    table = table.assign(**added)
+    if ending == "csv":
+        table.to_csv(path, index=False)
+    elif ending == "jsonl":  # with half of a surrogate pair, which UTF-8 cannot hold
+        added["order"] = ["007", "\ud800", "", None] * 300
+        records = json.loads(table.to_json(orient="records"))
+        lines = [record | {name: cells[i] for name, cells in added.items()} for i, record in enumerate(records)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        table.to_parquet(path)
+    with client_of(everything["tabular", "binary"]) as client:
+        asked = client.post("/predict?keep=true", files={"file": (path.name, path.read_bytes())})
+        assert asked.status_code == 200, asked.text
+        found, plain = asked.json()["predictions"], upload(client, path).json()["predictions"]
+    cells = [prediction.pop("record") for prediction in found]
+    assert found == plain and [list(c) for c in cells] == [list(table)] * 1200
+    assert [c["order"] for c in cells[:3]][::2] == ["007", ""] and cells[0]["far"] == "inf"
+    assert [c["n"] for c in cells[:2]] == (["7.0", ""] if ending == "csv" else [7, None])
+    assert not isinstance(cells[0]["n"], float)
 
 
 @pytest.mark.parametrize("name", ["texts.csv", "texts.txt"])
@@ -704,7 +809,9 @@ def test_a_file_of_texts_keeps_its_empty_ones(everything, name, tmp_path):
         ("t.csv", lambda t: b"\xff\xfea\0\n\0\0\xd8\n\0", "t.csv: cannot be read"),
         ("t.jsonl", lambda t: b"[" * 100_000, "t.jsonl: line 1 is not valid JSON"),
         ("t.db", lambda t: b"", "t.db: a file of records must be csv"),
-        ("t.xlsx", lambda t: b"", "Save the sheet as csv."),
+        ("t.xlsx", lambda t: b"", "t.xlsx: this is not a spreadsheet"),
+        ("t.xlsx", lambda t: as_sheet(t, "XFD1048576"), "t.xlsx: the spreadsheet is damaged, or its cells take"),
+        ("t.xlsx", lambda t: as_sheet(pd.concat([t] * 9)), "t.xlsx: more than 4,000,000 bytes when unpacked"),
         ("/etc/.csv/", lambda t: b"", "the name must end in"),
     ],
 )
@@ -745,7 +852,7 @@ def test_the_page_predicts(browser, everything, kind, tmp_path):
 
     checkpoint = everything[kind, "binary"]
     pipeline = Pipeline.load(checkpoint)
-    expected = expected_of(pipeline, pipeline.examples[:1])[0]
+    expected = expected_of(pipeline, [RecordSchema(pipeline).example])[0]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pipeline.examples))
     with running(checkpoint, "--log", tmp_path / "requests.db") as (_, address):
         browser.get(address)
@@ -755,13 +862,17 @@ def test_the_page_predicts(browser, everything, kind, tmp_path):
         assert browser.find_element(By.CLASS_NAME, "prediction").text.endswith(str(expected["prediction"]))
         shown = browser.find_element(By.CLASS_NAME, "bars").text
         assert all(f"{100 * p:.1f} %" in shown for p in expected["probabilities"].values())
-        browser.find_element(By.CSS_SELECTOR, "#feedback button").click()
-        WebDriverWait(browser, 20).until(lambda b: "Saved" in b.find_element(By.ID, "thanks").text)
+        browser.find_element(By.CSS_SELECTOR, ".feedback button").click()
+        WebDriverWait(browser, 20).until(lambda b: "Saved" in b.find_element(By.CSS_SELECTOR, ".feedback span").text)
         browser.find_element(By.ID, "file").send_keys(str(tmp_path / "records.jsonl"))
         link = browser.find_element(By.CSS_SELECTOR, "#predictions .button")
         assert f"Save {len(pipeline.examples)} predictions" in link.text
         browser.find_element(By.ID, "check").click()
-        assert "no drift" in browser.find_element(By.CSS_SELECTOR, "#drift table").text
+        assert "too few records" in browser.find_element(By.CSS_SELECTOR, "#drift table").text
+        assert "PSI 2" not in browser.find_element(By.ID, "drift").text
+        primary = "s => s.querySelectorAll(':is(button, .button):not(.quiet)').length"
+        counts = browser.execute_script(f"return [...document.querySelectorAll('section')].map({primary})")
+        assert counts == [1, 1, 1]
         unlabelled = browser.execute_script(
             "return [...document.querySelectorAll('input,select,textarea')].filter(e => !e.labels.length).length"
         )
@@ -769,33 +880,124 @@ def test_the_page_predicts(browser, everything, kind, tmp_path):
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_the_page_takes_several_images_at_once_or_one_of_a_mixed_record(browser, everything, tmp_path):
-    """A record with one image column only: a card for each chosen file. A mixed record: the chosen file is shown."""
+SAVED = "return fetch(document.querySelector(arguments[0]).href).then(response => response.text())"
+
+
+def test_the_page_takes_many_images(browser, everything, tmp_path):
+    """A card for each chosen file, with its name and its own feedback; each is a request, so no limit is exceeded and a
+    broken one costs no other. An example clears the picker."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    paths = sorted(str(p) for p in make_folder(tmp_path).rglob("*.*"))[:3]
-    for kind in ("image", "mixed"):
-        pipeline = Pipeline.load(everything[kind, "binary"])
-        column = column_of(pipeline, "image")
-        chosen = paths if kind == "image" else paths[:1]
-        record = pipeline.examples[0]
-        expected = expected_of(pipeline, [{**record, column: path} for path in chosen])
-        with running(everything[kind, "binary"]) as (_, address):
-            browser.get(address)
-            WebDriverWait(browser, 20).until(lambda b, p=pipeline: b.title == f"Predict {p.task.target}")
-            browser.find_element(By.CSS_SELECTOR, "#fields input[type=file]").send_keys("\n".join(chosen))
-            if kind == "mixed":
-                WebDriverWait(browser, 20).until(
-                    lambda b: b.execute_script("return fields.some(f => f.input.files?.length && f.input.urls.length)")
-                )
-                browser.find_element(By.CSS_SELECTOR, "#form button").click()
+    paths = sorted(str(p) for p in make_folder(tmp_path / "photos").rglob("*.*"))[:5]
+    Image.open(paths[0]).resize((300, 200)).save(tmp_path / "large, too.png")
+    (tmp_path / "broken.png").write_text("no image")
+    chosen = [*paths, str(tmp_path / "large, too.png"), str(tmp_path / "broken.png")]
+    pipeline = Pipeline.load(everything["image", "binary"])
+    expected = expected_of(pipeline, chosen[:-1])
+    with running(everything["image", "binary"], "--log", tmp_path / "requests.db") as (_, address):
+        browser.get(address)
+        WebDriverWait(browser, 20).until(lambda b: b.title == f"Predict {pipeline.task.target}")
+        picker = browser.find_element(By.CSS_SELECTOR, "#fields input[type=file]")
+        picker.send_keys("\n".join(chosen))
+        link = browser.find_element(By.CSS_SELECTOR, "#prediction .button")
+        cards = browser.find_elements(By.CSS_SELECTOR, "#prediction .card")
+        assert [card.find_element(By.CLASS_NAME, "name").text for card in cards] == [
+            os.path.basename(p) for p in chosen
+        ]
+        for card, prediction in zip(cards, expected, strict=False):
+            shown = card.find_element(By.CLASS_NAME, "bars").text
+            assert all(f"{100 * p:.1f} %" in shown for p in prediction["probabilities"].values())
+        assert cards[-1].find_element(By.CLASS_NAME, "wrong").text.startswith("not a readable image")
+        tiny = [card.find_element(By.TAG_NAME, "img").get_attribute("class") for card in cards[:6]]
+        assert tiny == ["tiny"] * 5 + [""]  # a photo is not drawn as squares
+        cards[1].find_element(By.CSS_SELECTOR, ".feedback button").click()
+        cards[4].find_element(By.CSS_SELECTOR, ".feedback button").click()
+        WebDriverWait(browser, 20).until(lambda _: all("Saved" in cards[i].text for i in (1, 4)))
+        saved = pd.read_csv(io.StringIO(browser.execute_script(SAVED, "#prediction .button").removeprefix("\ufeff")))
+        assert link.text == "Save 6 predictions" and saved["file"].tolist() == [
+            os.path.basename(p) for p in chosen[:-1]
+        ]
+        assert saved["prediction"].tolist() == [e["prediction"] for e in expected]
+        browser.find_element(By.ID, "example").click()
+        WebDriverWait(browser, 20).until(lambda b: len(b.find_elements(By.CSS_SELECTOR, "#prediction .card")) == 1)
+        assert picker.get_attribute("value") == ""
+    kept = sqlite3.connect(tmp_path / "requests.db").execute("SELECT COUNT(*) FROM requests WHERE target IS NOT NULL")
+    assert kept.fetchone() == (2,)
+
+
+def test_the_page_shows_the_image_of_a_mixed_record(browser, everything, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    path = str(next(make_folder(tmp_path).rglob("*.*")))
+    pipeline = Pipeline.load(everything["mixed", "binary"])
+    column, example = column_of(pipeline, "image"), RecordSchema(pipeline).example
+    with running(everything["mixed", "binary"]) as (_, address):
+        browser.get(address)
+        WebDriverWait(browser, 20).until(lambda b: b.title == f"Predict {pipeline.task.target}")
+        for image in (path, example[column]):
+            if image == path:
+                browser.find_element(By.CSS_SELECTOR, "#fields input[type=file]").send_keys(path)
+            else:
+                browser.find_element(By.ID, "example").click()
+                assert browser.find_element(By.CSS_SELECTOR, "#fields input[type=file]").get_attribute("value") == ""
+            assert len(browser.find_elements(By.CSS_SELECTOR, "#fields img")) == 1
+            browser.find_element(By.CSS_SELECTOR, "#form button").click()
+            (expected,) = expected_of(pipeline, [example | {column: image}])
+            shown = "return (document.querySelector('#prediction .bars')?.innerText || '').replaceAll('\\u00a0', ' ')"
+            wanted = [f"{100 * p:.1f} %" for p in expected["probabilities"].values()]
             WebDriverWait(browser, 20).until(
-                lambda b, n=expected: len(b.find_elements(By.CSS_SELECTOR, "#prediction .bars")) == len(n)
+                lambda b, shown=shown, wanted=wanted: all(p in b.execute_script(shown) for p in wanted)
             )
-            shown = [bars.text for bars in browser.find_elements(By.CSS_SELECTOR, "#prediction .bars")]
-        for text, prediction in zip(shown, expected, strict=True):
-            assert all(f"{100 * p:.1f} %" in text for p in prediction["probabilities"].values())
+
+
+def test_the_page_shows_warnings_and_fits_a_telephone(browser, everything, tmp_path):
+    """The table that is saved has the columns of the file, whatever its format, then the predictions."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    pipeline = Pipeline.load(everything["tabular", "binary"])
+    table = make_table(60, seed=4).assign(city="Atlantis", prediction="mine", order=ODD_TEXTS * 12)
+    table.to_parquet(tmp_path / "t.parquet")
+    browser.set_window_size(390, 900)
+    try:
+        with running(everything["tabular", "binary"]) as (_, address):
+            browser.get(address)
+            WebDriverWait(browser, 20).until(lambda b: b.title == "Predict binary")
+            city = browser.find_elements(By.CSS_SELECTOR, "#fields input")[2]
+            city.clear()
+            city.send_keys("Atlantis")
+            browser.find_element(By.CSS_SELECTOR, "#form button").click()
+            note = browser.find_element(By.CSS_SELECTOR, "#prediction .notes").text
+            assert note.startswith("column 'city': 'Atlantis' was not seen in training")
+            numbers = browser.find_elements(By.CSS_SELECTOR, "#prediction .bars .number")
+            assert all(number.size["height"] < 30 for number in numbers)  # one line
+            tracks = browser.find_elements(By.CSS_SELECTOR, "#prediction .track")
+            assert all(track.size["width"] > 150 for track in tracks)
+            browser.find_element(By.ID, "file").send_keys(str(tmp_path / "t.parquet"))
+            assert "row 1, column 'city'" in browser.find_element(By.CSS_SELECTOR, "#predictions .notes").get_attribute(
+                "textContent"
+            )
+            text = browser.execute_script(SAVED, "#predictions .button").removeprefix("\ufeff")
+            saved = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+            browser.find_element(By.ID, "check").click()
+            verdict = browser.find_element(By.CSS_SELECTOR, "#drift td.wrong")
+            assert "100% unknown" in verdict.text
+            widths = "const { scrollWidth, clientWidth } = document.documentElement; return [scrollWidth, clientWidth]"
+            assert len(set(browser.execute_script(widths))) == 1
+            right = "return arguments[0].getBoundingClientRect().right"
+            scroll = browser.find_element(By.CSS_SELECTOR, "#drift .scroll")
+            assert browser.execute_script(right, verdict) <= browser.execute_script(right, scroll)
+    finally:
+        browser.set_window_size(1280, 900)
+    mine = ["prediction (input)" if name == "prediction" else name for name in table]
+    assert list(saved) == [*mine, "prediction", "probability", "probability_high", "probability_low"]
+    assert saved["order"].tolist() == ODD_TEXTS * 12
+    assert saved["prediction"].tolist() == pipeline.predict(table)["prediction"].tolist()
+
+
+ODD_TEXTS = ["007", 'say "hi"', "a,b", "two\nlines", ""]
 
 
 @pytest.fixture(scope="module")
@@ -823,7 +1025,7 @@ def test_the_schema_allows_what_the_service_accepts(awkward):
     with client_of(awkward) as client:
         schema = client.get("/schema").json()
         columns, example = schema["record"]["properties"], schema["example"]
-        assert [name for name, what in columns.items() if what.get("format") == "date"] == ["day"]
+        assert [name for name, what in columns.items() if what.get("format") == "date"] == ["midnight", "day"]
         assert columns["clock"]["examples"] == [example["clock"]] and "%d.%m.%Y" in columns["german"]["description"]
         assert columns["member"]["type"] == ["boolean", "string", "number", "null"] and "enum" not in columns["member"]
         for word in (example["member"], "y", "OFF", "t", 1, 0, True, None):
@@ -841,27 +1043,23 @@ def test_the_page_sends_what_its_fields_show(browser, awkward, tmp_path):
     from selenium.webdriver.support.ui import WebDriverWait
 
     pipeline = Pipeline.load(awkward)
-    expected = pipeline.predict(pipeline.examples[:1])["probability"].iloc[0]
+    example = RecordSchema(pipeline).example
+    expected = pipeline.predict([example])["probability"].iloc[0]
     with running(awkward, "--log", tmp_path / "requests.db", env={"API_KEY": "k"}) as (_, address):
         browser.get(address.replace("//", "//user:k@"))
         WebDriverWait(browser, 20).until(lambda b: b.title == "Predict target")
         fields = browser.find_elements(By.CSS_SELECTOR, "#fields input, #fields select")
-        assert [f.get_attribute("value") for f in fields[:-1]] == [
-            v for name, v in pipeline.examples[0].items() if name != "member"
-        ]
-        predict, feedback = (
-            browser.find_element(By.CSS_SELECTOR, "#form button"),
-            browser.find_element(By.ID, "feedback"),
-        )
+        assert [f.get_attribute("value") for f in fields[:-1]] == [v for name, v in example.items() if name != "member"]
+        predict = browser.find_element(By.CSS_SELECTOR, "#form button")
         predict.click()
         assert f"{100 * expected:.1f} %" in browser.find_element(By.CLASS_NAME, "bars").text
-        WebDriverWait(browser, 20).until(lambda _: feedback.is_displayed())
+        assert browser.find_element(By.CLASS_NAME, "feedback").is_displayed()
         assert browser.switch_to.active_element == predict
         fields[2].clear()
         fields[2].send_keys("soon")
         predict.click()
         assert "column 'clock': 'soon'" in browser.find_element(By.CSS_SELECTOR, "#prediction .wrong").text
-        assert not feedback.is_displayed()
+        assert not browser.execute_script("return document.querySelector('.feedback')")
         (tmp_path / "bad.csv").write_text("citi\nSeoul\n")
         browser.find_element(By.ID, "file").send_keys(str(tmp_path / "bad.csv"))
         assert "Did you mean 'citi'?" in browser.find_element(By.CSS_SELECTOR, "#predictions .wrong").text

@@ -1,20 +1,27 @@
 """The same records are read, however they were written and wherever they come from."""
 
 import contextlib
+import datetime
 import gzip
 import io
 import json
 import os
 import sqlite3
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
+from workbooks import encrypted, ods, xlsx
 
-from errors import UserError
+from config import DataConfig
+from dataloader import load_splits
+from errors import BrokenRecords, UserError, error_prefix
 from sources import (
     Layout,
     load_bundled,
@@ -23,6 +30,7 @@ from sources import (
     read_folder,
     read_records,
     read_table,
+    separator_of,
     split_folders,
     standard_input,
 )
@@ -160,7 +168,7 @@ def test_unusable_text_is_named(tmp_path, text, message):
         ("t.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not valid JSON"),
         ("t.jsonl", b"[1, 2]\n", "line 1 is not a JSON object"),
         ("t.parquet", b"PAR1 nothing", "cannot be read as parquet"),
-        ("t.xlsx", b"PK", "must end in one of"),
+        ("t.docx", b"PK", "must end in one of"),
         ("t.csv", b"\x1f\x8b broken", "cannot be read"),
         ("t.csv", bytes(range(256)) * 9, "not a text table"),
     ],
@@ -621,3 +629,272 @@ def test_large_integers_are_not_rounded(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"id": 9007199254740993, "n": 1}\n{"n": 2}\n')
     table = read_table(tmp_path / "t.jsonl")
     assert table["id"][1] == "9007199254740993" and table["n"].tolist() == [1, 2]
+
+
+# ---------------------------------------------------------------- how the file is written
+
+REPORT = "Datum;Preis;Ort\n01.02.2023;1.234,50 €;Köln\n02.02.2023;2,5 €;“Bonn”\n"
+CP1252 = {"Datum": ["01.02.2023", "02.02.2023"], "Preis": ["1.234,50 €", "2,5 €"], "Ort": ["Köln", "“Bonn”"]}
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("above", "lines"),
+    [
+        ("", 0),
+        ("Übersicht 2023\n", 1),
+        ("Übersicht 2023\n\n", 2),
+        ("Übersicht\n\n", 2),
+        ("Übersicht 2023, nach Tagen\nStand: 1.2.2023, 8,5 Uhr\n\n", 3),
+        ("Übersicht;;\n;;\n", 2),
+        ('"Über\nsicht";;\n', 2),
+        ("\n\n", 0),
+        ("sep=;\n", 0),
+        ("sep=;\nÜbersicht 2023\n", 1),
+    ],
+)
+def test_a_header_is_found_below_titles(tmp_path, above, lines, newline, encoding):
+    for name in ("t.csv", "t.csv.gz"):
+        data = (above + REPORT).replace("\n", newline).encode(encoding)
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        notes = []
+        table = read_table(tmp_path / name, notes=notes)
+        assert table.to_dict("list") == CP1252 and table.index.tolist() == [1, 2]
+        assert len(notes) == bool(lines) and all(f"{lines} line" in note and "Über" in note for note in notes)
+        assert separator_of(tmp_path / name) == ";"
+        (tmp_path / name).write_bytes(data + ("x;y" + newline).encode("utf-16-le" if encoding == "utf-16" else "ascii"))
+        with pytest.raises(UserError, match="row 3 has 2 fields, the header 3"):
+            read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b\n1,2,3\n4,5,6\n",
+        "a,b\nx,y,3\nz,w,6\nz,w,6\nz,w,6\n",
+        "a\n1,2\n3,4\n",
+        "a\n\n1,2\n3,4\n",
+        "text\nHello, world\nGood, fine\n",
+        "a,b,c\n1,2\n1\n1,2,3,4\n",
+        "one,two,three,four\nx\ny,z\n",
+    ],
+)
+def test_a_short_header_is_no_title(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=r"row 1 has \d fields, the header \d"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("text", [",a\nfoo,bar\nbaz,qux\n", "a,\nx,1\ny,2\n", "a,b\nx,y\n1,2\n", "x y\n1\n2\n"])
+def test_no_row_of_an_ordinary_table_is_taken_for_a_header(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    assert read_table(tmp_path / "t.csv").iloc[0].tolist() == text.split("\n")[1].split(",")
+
+
+def test_lines_to_skip_can_be_said(tmp_path):
+    (tmp_path / "t.csv").write_text("old;names\na;b\n1;2\n3;4\n")
+    for skip, names in ((-1, ["old", "names"]), (0, ["old", "names"]), (1, ["a", "b"]), (2, ["1", "2"])):
+        assert list(read_table(tmp_path / "t.csv", Layout(skip_rows=skip))) == names
+    with pytest.raises(UserError, match="--skip-rows 4 leaves no header"):
+        read_table(tmp_path / "t.csv", Layout(skip_rows=4))
+    (tmp_path / "t.csv").write_text("Titel 2023\n\na;b\n1;2\n")
+    assert list(read_table(tmp_path / "t.csv", Layout(skip_rows=0))) == ["Titel 2023"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.text("a bé€‚„…‘’“”–—™œŒžŸš‹›", min_size=1, max_size=30), st.integers(0, 1))
+def test_windows_letters(tmp_path_factory, words, blocks):
+    """€, curly quotes and dashes, wherever they come in the file."""
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    lines = [*["plain;1"] * (blocks * 140_000), f"x “é” {words};2"]
+    path.write_bytes("\n".join(["w;n", *lines, ""]).encode("cp1252"))
+    for table in (read_table(path), pd.concat(read_chunks(path))):
+        assert table["w"].iloc[-1] == f"x “é” {words}"
+
+
+def test_an_encoding_can_be_said(tmp_path):
+    words = ["Łódź", "Kraków"]
+    for encoding in ("cp1250", "iso-8859-2", "utf-16-le", "utf-8-sig", "UTF8", "utf-32", "cp037"):
+        layout = Layout(encoding=encoding)
+        path = write(tmp_path / "t.csv", pd.DataFrame({"w": ["dzień"] * 2, "n": words}), encoding="utf-8", sep=";")
+        text = path.read_text(encoding="utf-8").encode(encoding, "replace")
+        path.write_bytes(text)
+        expected = [word.encode(encoding, "replace").decode(encoding) for word in words]
+        assert read_table(path, layout)["n"].tolist() == expected and separator_of(path, layout) == ";"
+        (tmp_path / "l.txt").write_bytes("\n".join(words).encode(encoding, "replace"))
+        lines = pd.concat(read_chunks(tmp_path / "l.txt", Layout(lone="w", encoding=encoding)))
+        assert lines["w"].tolist() == expected
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.txt").write_bytes(words[0].encode("cp1250"))
+    assert read_folder(tmp_path, [], "cp1250")[0]["text"].tolist() == [words[0]] * 2
+    layout = Layout(texts=frozenset("t"), lone="t", encoding="cp1250")
+    assert next(read_records(str(tmp_path / "?" / "*"), layout, 9))["t"].tolist() == [words[0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cp1253x", "--encoding cp1253x: unknown encoding. Did you mean 'cp125"),
+        ("base64", "--encoding base64: unknown encoding"),
+        ("a\0", "unknown encoding"),
+        ("utf-8", r"row 2 contains bytes that are not valid UTF-8 \(--encoding utf-8\)"),
+        ("ascii", r"row 1 contains bytes that are not valid ASCII"),
+    ],
+)
+def test_an_encoding_that_does_not_fit(tmp_path, name, message):
+    (tmp_path / "t.csv").write_bytes("Titel 2023\n\nw;n\né;1\n".encode() + b"\xe9;2\n")
+    for layout in (Layout(encoding=name), Layout(encoding=name, skip_rows=2)):
+        with pytest.raises(UserError, match=message):
+            read_table(tmp_path / "t.csv", layout)
+
+
+def test_a_title_is_found_in_lines_of_a_lone_text(tmp_path):
+    (tmp_path / "t.txt").write_text("sep=;\nMeldungen 2023\n\nreview;n\nfine;1\nbad;2\n")
+    table = pd.concat(read_chunks(tmp_path / "t.txt", texts("review", lone="review")))
+    assert table["review"].tolist() == ["fine", "bad"]
+
+
+def test_only_text_tables_have_a_separator(tmp_path):
+    FRAME.to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "t.txt").write_text("one text, and more\nanother\n")
+    for path in (tmp_path, tmp_path / "t.parquet", tmp_path / "none.csv"):
+        assert separator_of(path) == ""
+    assert separator_of(tmp_path / "t.txt", texts("review", lone="review")) == ""
+    assert separator_of(write(tmp_path / "t.tsv", FRAME, sep="\t")) == "\t"
+
+
+def test_what_is_not_there_is_said_before_its_ending(tmp_path):
+    for name in ("none.jpg", "none.xyz", "none"):
+        for layout in (Layout(), images("x", lone="x"), texts("x", lone="x")):
+            with pytest.raises(UserError, match="no such file"):
+                list(read_records(str(tmp_path / name), layout, 9))
+
+
+def test_a_path_is_named_once():
+    for message, expected in (("a/b.png: broken", "a/b.png: broken"), ("row 1: broken", "a: row 1: broken")):
+        for error in (UserError(message), BrokenRecords({3: message})):
+            with pytest.raises(UserError, match=f"^{expected}$"), error_prefix("a"):
+                raise error
+    with pytest.raises(UserError, match=r"^a\.png: broken$"), error_prefix("a.png"):
+        raise UserError("a.png: broken")
+
+
+# ---------------------------------------------------------------- spreadsheets
+
+DAY = datetime.datetime(2023, 1, 2)
+SHEET = [
+    ["id", "price", "mixed", "when", "fine", 2023, None],
+    [1, 2.5, "k.A.", DAY, True, "x", None],
+    [2, None, 3, DAY.replace(hour=3), False, None, None],
+    [None] * 7,
+    [3, 1e300, 2.5, None, True, " y ", None],
+    [None] * 7,
+]
+
+
+@pytest.mark.parametrize("write_sheets", [xlsx, ods])
+@pytest.mark.parametrize("above", [[], [["Report 2023"]], [["Report"], [], [None, None]], [[]]])
+def test_cells_of_a_spreadsheet_keep_their_types(tmp_path, write_sheets, above):
+    path, notes = tmp_path / "t.xlsx", []
+    path.write_bytes(write_sheets({"First": above + SHEET, "Second": [["a", "b"], [1, 2]]}))
+    table = read_table(path, notes=notes)
+    assert list(table) == ["id", "price", "mixed", "when", "fine", "2023"] and table.index.tolist() == [1, 2, 3, 4]
+    whole = table.drop(index=3)
+    assert whole["id"].tolist() == [1, 2, 3] and whole["price"].tolist()[::2] == [2.5, 1e300]
+    assert whole["mixed"].tolist() == ["k.A.", 3, 2.5] and isinstance(whole["mixed"].iloc[1], int)
+    assert whole["when"].tolist()[:2] == [DAY, DAY.replace(hour=3)] and str(table["when"].dtype).startswith("datetime")
+    assert whole["fine"].tolist() == [True, False, True] and whole["2023"].tolist()[::2] == ["x", " y "]
+    assert table.isna().sum().to_dict() == {"id": 1, "price": 2, "mixed": 1, "when": 2, "fine": 1, "2023": 2}
+    assert "sheet 'First' read, of 'First', 'Second'" in notes[0] and len(notes) == 1 + bool(above and above[0])
+    assert ["Report" in note for note in notes[1:]] == [True] * (len(notes) - 1)
+    assert read_table(path, Layout(sheet="Second")).to_dict("list") == {"a": [1], "b": [2]}
+    pd.testing.assert_frame_equal(read_table(path, Layout(max_bytes=1 << 20)), table)
+    for rows in (1, 3):
+        frames = list(read_records(str(path), Layout(), rows))
+        assert all(len(frame) <= rows for frame in frames) and pd.concat(frames).index.tolist() == [1, 2, 3, 4]
+    assert "k.A." in read_table(path, Layout(skip_rows=len(above) + 1)) and separator_of(path) == ""
+
+
+def test_errors_in_a_sheet_are_empty_cells(tmp_path):
+    (tmp_path / "t.xlsm").write_bytes(xlsx({"S": [["a", "b"], [1, "#DIV/0!"], [2, 3]]}))
+    assert read_table(tmp_path / "t.xlsm")["b"].isna().tolist() == [True, False]
+
+
+BOOK = xlsx({"Daten": [["a", "b"], [1, 2]], "Leer": [], "Kopf": [["a", "b"]], "Zwei": [["a", "a"], [1, 2]]})
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+@pytest.mark.parametrize(
+    ("data", "sheet", "message"),
+    [
+        (BOOK, "daten", "there is no sheet 'daten'. Did you mean 'Daten'"),
+        (BOOK, "x", "there is no sheet 'x'. Available: Daten, Leer, Kopf, Zwei"),
+        (BOOK, "Leer", "the sheet 'Leer' is empty. --sheet reads another one: Daten, Kopf, Zwei"),
+        (BOOK, "Kopf", "there are no rows below the header"),
+        (BOOK, "Zwei", "column 'a' occurs twice"),
+        (BOOK[:700], "", "is damaged"),
+        (BOOK[:900] + BOOK[950:], "", "is damaged"),
+        (b"a;b\n1;2\n", "", "not a spreadsheet. If it is a text table, rename it to .csv"),
+        (encrypted(), "", "protected by a password"),
+        (b"", "", "not a spreadsheet"),
+    ],
+)
+def test_unusable_spreadsheets_are_named(tmp_path, data, sheet, message, limit):
+    (tmp_path / "t.xlsx").write_bytes(data)
+    with pytest.raises(UserError, match=rf"t\.xlsx: .*{message}") as found:
+        read_table(tmp_path / "t.xlsx", Layout(sheet=sheet, max_bytes=limit))
+    assert "\n" not in str(found.value)
+
+
+def test_a_small_spreadsheet_that_would_be_large_is_refused(tmp_path, monkeypatch):
+    rows = [["a", "b"], *[[1, "x" * 1000]] * 300]
+    (tmp_path / "t.xlsx").write_bytes(xlsx({"S": rows}))
+    with pytest.raises(UserError, match="more than 100,000 bytes when unpacked"):
+        read_table(tmp_path / "t.xlsx", Layout(max_bytes=100_000))
+    for last in ("XFD1048576", "ALL12000"):  # the cells between are allocated
+        (tmp_path / "t.xlsx").write_bytes(xlsx({"S": rows}, last))
+        with pytest.raises(UserError, match=r"take too much memory|more than 10,000,000 cells"):
+            read_table(tmp_path / "t.xlsx", Layout(max_bytes=1 << 20))
+
+
+def test_a_large_spreadsheet_is_read_in_seconds(tmp_path):
+    (tmp_path / "t.xlsx").write_bytes(xlsx({"S": [list("abcde"), *[[1.5, 2, "x", None, True]] * 30_000]}))
+    start = time.perf_counter()
+    assert len(read_table(tmp_path / "t.xlsx")) == 30_000
+    assert time.perf_counter() - start < 5
+
+
+def test_large_integers_of_parquet_are_not_rounded(tmp_path):
+    cells = pd.array([9007199254740993, None, 3], dtype="Int64")
+    for frame in (
+        pd.DataFrame({"id": cells, "n": [1, 2, 3]}),
+        pd.DataFrame({"id": cells}).set_index("id", append=True),
+    ):
+        frame.to_parquet(tmp_path / "t.parquet")
+        for table in (read_table(tmp_path / "t.parquet"), pd.concat(read_chunks(tmp_path / "t.parquet", rows=1))):
+            assert table["id"].iloc[0] == "9007199254740993" and table["id"].isna().tolist() == [False, True, False]
+    table = pa.table({"id": pa.array([9007199254740993, None, -3]), "n": pa.array([1, None, 3])})
+    parquet.write_table(table, tmp_path / "t.parquet")  # without the types of pandas
+    table = read_table(tmp_path / "t.parquet")
+    assert table["id"].tolist()[::2] == ["9007199254740993", "-3"] and table["n"].tolist()[::2] == [1, 3]
+
+
+def test_the_flags_reach_the_readers(tmp_path):
+    rows = [["n", "w", "y"], *[[i, f"“{i % 3}”", i % 2] for i in range(60)]]
+    (tmp_path / "t.xlsx").write_bytes(xlsx({"Notes": [["nothing"]], "Data": [["a", "b", "c"], *rows]}))
+    text = "a;b;c\n" + "".join(";".join(map(str, row)) + "\n" for row in rows)
+    (tmp_path / "t.csv").write_bytes(text.encode("cp1252"))
+    for name, flag in (("t.xlsx", {"sheet": "Data"}), ("t.csv", {"encoding": "cp1252"})):
+        splits = load_splits(DataConfig(data=str(tmp_path / name), target="y", skip_rows=1, **flag), seed=0)
+        assert sorted(splits.train) == ["n", "w", "y"] and set(splits.train["w"]) == {"“0”", "“1”", "“2”"}
+        assert f"{name}: 1 line above the header skipped (a b c)" in splits.notes[0]
+    with pytest.raises(UserError, match="there is no sheet 'data'"):
+        load_splits(DataConfig(data=str(tmp_path / "t.xlsx"), target="y", sheet="data"), seed=0)
+
+
+def test_the_first_line_can_name_the_separator(tmp_path):
+    for separator in "~|\t;":
+        (tmp_path / "t.csv").write_text(f"sep={separator}\r\na,1{separator}b,2\r\n1,5{separator}2,5\r\n")
+        assert read_table(tmp_path / "t.csv").to_dict("list") == {"a,1": ["1,5"], "b,2": ["2,5"]}

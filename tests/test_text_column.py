@@ -277,12 +277,15 @@ def test_unknown_texts_are_counted():
     fitted = fit(["good film", "bad film"] * 3, tokenizer="words", max_length=4)
     values = column(["good film", "film zzz", "zzz", "", "zzz qqq"])
     encoded = fitted.encode(values)
-    assert fitted.count_unknown(encoded) == 3
+    assert fitted.unknown(values, encoded).tolist() == [False, False, True, True, True]
+    assert replace(fitted, empty=True).unknown(values, encoded).tolist() == [False, False, True, False, True]
+    why = [fitted.why_unknown(cell) for cell in ("zzz", "", " ", None)]
+    assert why == ["'zzz' has no known words", *["the text is empty"] * 3]
     measured = fitted.profile_values(values, encoded)
     assert measured["t: length"].tolist() == [9, 8, 3, 0, 7]
     assert measured["t: unknown parts"].tolist() == [0, 1, 1, 1, 1]
-    assert fitted.count_unknown(replace(fitted, offset=50).encode(values)) == 3
-    assert fitted.count_unknown(fitted.encode(column([]))) == 0
+    assert fitted.unknown(values, replace(fitted, offset=50).encode(values)).sum() == 3
+    assert not len(fitted.unknown(column([]), fitted.encode(column([]))))
     np.testing.assert_array_equal(fitted.parse(values), padded(encoded).numpy())
     assert fitted.json_schema({}, []) == {
         "type": ["string", "number", "boolean", "null"],
@@ -413,7 +416,8 @@ def test_a_pretrained_tokenizer_and_its_network(tmp_path):
     assert padded(encoded)[0].tolist()[: encoded.lengths[0]] == tokenizer("this one: great")["input_ids"]
     args = TextColumn.model_args([fitted, fitted])
     assert (args["vocab_size"], args["padding"], args["max_length"]) == (len(words) + 5, -1, 1024)
-    assert fitted.count_unknown(encoded) == 0 and fitted.own_ids == 0
+    marked = [fitted.unknown(values, encoded), replace(fitted, empty=False).unknown(values, encoded)]
+    assert [mask.tolist() for mask in marked] == [[False] * 4, [False] * 3 + [True]] and fitted.own_ids == 0
     model = Pretrained(encoder=json.loads(config.to_json_string(use_diff=False)), padding=-1, out_features=3, dropout=0)
     model.start_from(str(tmp_path), 40)
     with pytest.raises(UserError, match="cannot read 1024 tokens: give a lower --max-length"):

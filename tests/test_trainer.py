@@ -1,5 +1,6 @@
 """The loop learns, follows torch's schedules, weights by samples, and stops before the weights are spoiled."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -12,9 +13,10 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 import progress
-from config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from dataloader import make_loader
+from config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from dataloader import Splits, make_loader
 from errors import UserError
+from evaluation.run_folder import diagnose
 from model import MODELS, Dropout, NGramBag, build_model
 from pipeline import Pipeline
 from preprocessing import Preprocessor
@@ -81,7 +83,7 @@ def test_overfits_32_samples(name, kind, monkeypatch):
     trainer = make_trainer(kind, model=model, epochs=300, lr=1e-2, weight_decay=0.0, scheduler="none")
     loader = make_loader(inputs, targets, 32, shuffle=True)
     history = trainer.fit(loader, loader)
-    assert min(row["train/loss"] for row in history) < 0.02
+    assert history["train/loss"].min() < 0.02
     assert trainer.evaluate(loader)["loss"] < 0.01
 
 
@@ -90,7 +92,7 @@ def test_overfits_32_samples(name, kind, monkeypatch):
 def test_every_activation_learns(activation, batch_norm):
     trainer = make_trainer(args={"activation": activation, "batch_norm": batch_norm}, epochs=30, lr=1e-2)
     history = trainer.fit(*loaders())
-    assert history[-1]["train/loss"] < history[0]["train/loss"]
+    assert history["train/loss"].iloc[-1] < history["train/loss"][0]
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop"])
@@ -101,7 +103,7 @@ def test_optimizers_are_torchs_own(name):
     assert optimizer.param_groups[0]["lr"] == 0.3 and optimizer.param_groups[0]["weight_decay"] == 0.01
     assert optimizer.defaults.get("fused", False) is (name != "RMSprop")
     history = make_trainer(optimizer=name, lr=1e-2, epochs=20).fit(*loaders())
-    assert history[-1]["train/loss"] < history[0]["train/loss"]
+    assert history["train/loss"].iloc[-1] < history["train/loss"][0]
 
 
 EPOCHS, STEPS = 12, 4
@@ -127,17 +129,17 @@ def test_learning_rates_equal_torchs_own_sequence(name):
     history = trainer.fit(*loaders())
     reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01, momentum=0.9)
     scheduler, rates = make(reference), []
-    for row in history:
+    for val_loss in history["val/loss"]:
         for _ in range(STEPS):
             reference.step()
             if name == "OneCycleLR":
                 scheduler.step()
         rates.append(reference.param_groups[0]["lr"])
         if name == "ReduceLROnPlateau":
-            scheduler.step(row["val/loss"])
+            scheduler.step(val_loss)
         elif name not in ("OneCycleLR", "none"):
             scheduler.step()
-    assert [row["lr"] for row in history] == pytest.approx(rates, rel=1e-12)
+    assert history["lr"].tolist() == pytest.approx(rates, rel=1e-12)
     assert name == "none" or len(set(rates)) > 1
 
 
@@ -149,9 +151,9 @@ def test_warmup_comes_before_any_scheduler(name):
     trainer.optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
     history = trainer.fit(*loaders())
     assert rates[: 3 * STEPS] == pytest.approx([0.01 * (i + 1) / (3 * STEPS) for i in range(3 * STEPS)])
-    after = [row["lr"] for row in history[3:]]
+    after = history["lr"][3:].tolist()
     if name not in ("MultiStepLR", "CosineAnnealingLR", "ReduceLROnPlateau"):  # these count in epochs of the whole run
-        plain = [row["lr"] for row in make_trainer(epochs=EPOCHS - 3, **options).fit(*loaders())]
+        plain = make_trainer(epochs=EPOCHS - 3, **options).fit(*loaders())["lr"].tolist()
         assert after == pytest.approx(plain)
     if name == "MultiStepLR":
         assert after == pytest.approx([0.01] * 2 + [0.005] * 2 + [0.0025] * 5)
@@ -178,7 +180,7 @@ def test_train_loss_is_the_mean_over_samples(batch_size):
     inputs, targets = make_inputs(64, "binary", categories=False)
     with torch.no_grad():
         expected = float(trainer.task.loss(trainer.model(**inputs), targets))
-    assert trainer.fit(train_loader, val_loader)[0]["train/loss"] == pytest.approx(expected, abs=1e-6)
+    assert trainer.fit(train_loader, val_loader)["train/loss"][0] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -301,7 +303,7 @@ def test_any_module_and_any_loader_of_tensors():
     data = torch.utils.data.TensorDataset(inputs["numbers"], targets)
     loader = torch.utils.data.DataLoader(data, batch_size=10, shuffle=True)
     history = make_trainer("multiclass", model=Mine(), epochs=5, lr=0.05).fit(loader, loader)
-    assert history[-1]["train/loss"] < history[0]["train/loss"]
+    assert history["train/loss"].iloc[-1] < history["train/loss"][0]
 
 
 def test_mixed_precision_is_for_the_network_alone():
@@ -395,8 +397,36 @@ def test_a_monitor_that_is_nan_is_refused():
         trainer.fit(loaders()[0], make_loader(inputs, torch.zeros(20), 20, shuffle=False))
 
 
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_run_that_learned_nothing_says_so(tmp_path, capsys, kind):
+    table = table_for(kind)
+    noise = table.assign(**{kind: table[kind].sample(frac=1, random_state=1).to_numpy()})
+    good = quick_run(tmp_path / "good", table, data=DataConfig(target=kind), epochs=20, lr=0.01)
+    assert good.diagnosis == [] and "Try it: python predict.py" in capsys.readouterr().out
+    bad = quick_run(tmp_path / "bad", noise, data=DataConfig(target=kind), lr=100, epochs=2)
+    shown = capsys.readouterr().out
+    guess = "the mean of regression" if kind == "regression" else "the most frequent class"
+    assert f"no better than always predicting {guess}" in bad.diagnosis[0] and "Try it:" not in shown
+    assert all(hint in bad.diagnosis[1] for hint in ("--lr (now 100)", "--clip-norm 1", "--scaling", "--epochs"))
+    assert all(sentence in shown for sentence in bad.diagnosis)
+    for run in (good, bad):
+        assert json.loads((run.out / "metrics.json").read_text())["diagnosis"] == run.diagnosis
+
+
+def test_a_rare_class_that_is_ranked_well_was_learned():
+    """The accuracy is that of the most frequent class, and yet the model is of use."""
+    targets = pd.Series(["no"] * 95 + ["yes"] * 5, name="y")
+    records, task = targets.to_frame(), Task.fit(targets)
+    splits = Splits(records, records, records, "y", "binary", DataConfig(), [], [])
+    for roc_auc, useless in ((0.8, False), (0.5, True), (math.nan, False)):
+        metrics = {"accuracy": 0.95, "roc_auc": roc_auc}
+        assert bool(diagnose(metrics, metrics, task, splits, Config())) is useless
+    only_test = diagnose({"accuracy": 0.97, "roc_auc": 0.9}, {"accuracy": 0.9, "roc_auc": 0.4}, task, splits, Config())
+    assert "learned nothing that holds on other rows" in only_test[0]
+
+
 def test_few_epochs_do_not_start_with_a_drop():
-    assert make_trainer(scheduler="MultiStepLR", epochs=1, lr=0.5).fit(*loaders())[0]["lr"] == 0.5
+    assert make_trainer(scheduler="MultiStepLR", epochs=1, lr=0.5).fit(*loaders())["lr"][0] == 0.5
 
 
 def test_a_notebooks_own_frame(tmp_path):

@@ -1,0 +1,97 @@
+"""The columns of a file that show how it writes numbers and dates decide for those that do not.
+
+2.053 is 2053 in one country and a little more than 2 in another, and 03/10/2023 is in March or in October.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from config import DataConfig
+from preprocessing.dates import Dates, find_dates, in_order, parse_days, to_days
+from preprocessing.numerals import Numbers, find_numbers, parse_numbers, to_numbers, with_decimal
+
+HEAD = 10_000  # rows that show how a file is written; a column that shows nothing there is read as a whole
+DECIMALS = {";": ",", ",": "."}  # the decimal sign that programs write beside a separator
+
+
+def settle_formats(table: pd.DataFrame, config: DataConfig, separator: str, notes: list[str]) -> DataConfig:
+    """Return the flags with a format, as --columns takes it, for the columns whose own cells do not show one.
+
+    separator: of the file, "" if it has none.  notes: gets a line for each column that could be read in two ways.
+    """
+    kinds, formats = config.column_kinds(), config.column_formats()
+    numbers, dates = {}, {}
+    for name in table:
+        values, kind = table[name], kinds.get(name, "")
+        is_text = values.dtype == object or isinstance(values.dtype, pd.StringDtype)
+        if not is_text or name in formats or kind not in ("", "number", "date"):
+            continue
+        if kind != "date" and (found := _find(find_numbers, values)) and not found.codes:
+            numbers[name] = found
+        elif kind != "number" and (found := _find(find_dates, values)):
+            dates[name] = found
+    decimal, why = _vote({name: found.shows for name, found in numbers.items()})
+    settled = _settle_dates(table, dates, decimal or DECIMALS.get(separator, ""), notes)
+    for name, found in numbers.items():
+        sign, reason = decimal, why
+        if not sign and found.likely:
+            sign, reason = found.likely, found.why
+        if not sign and separator in DECIMALS:
+            sign, reason = DECIMALS[separator], f"the file is separated by {separator!r}"
+        if found.undecided or (sign == "," and not found.shows):
+            settled[name] = str(with_decimal(found.form, sign or "."))
+        if found.undecided:
+            other = str(with_decimal(found.form, "." if sign == "," else ","))
+            one, two = (parse_numbers(pd.Series([found.undecided]), form)[0][0] for form in (settled[name], other))
+            notes.append(
+                f"{name}: {found.undecided!r} is read as {one:.12g}, because {reason or 'most programs write so'}; "
+                f"--columns '{name}=number:{other}' reads it as {two:.12g}"
+            )
+    return replace(config, columns=(*config.columns, *(f"{name}=:{form}" for name, form in settled.items())))
+
+
+def _find(find, values: pd.Series) -> Numbers | Dates | None:
+    found = find(values.head(HEAD))
+    return found if found is None or found.shows or len(values) <= HEAD else find(values)
+
+
+def _vote(shows: dict[str, str]) -> tuple[str, str]:
+    """Return what most columns show, and why; "" if none shows anything."""
+    winner = next(iter(Counter(shown for shown in shows.values() if shown).most_common(1)), ("", 0))[0]
+    return winner, f"column {next(name for name in shows if shows[name] == winner)!r} shows it" if winner else ""
+
+
+def _settle_dates(table: pd.DataFrame, dates: dict[str, Dates], decimal: str, notes: list[str]) -> dict[str, str]:
+    """Return the formats of the dates whose day and month could be swapped."""
+    first, why = _vote({name: found.shows for name, found in dates.items()})
+    if not first and any("%p" in found.form for found in dates.values()):
+        first, why = "month", "of the 12-hour clock"
+    if not first and decimal:
+        first, why = {",": ("day", "of the decimal comma"), ".": ("month", "of the decimal point")}[decimal]
+    settled = {}
+    for name, found in dates.items():
+        if not found.undecided:
+            continue
+        settled[name] = in_order(found.form, first or "month")
+        other = in_order(found.form, "day" if first != "day" else "month")
+        day = np.datetime64(int(parse_days(pd.Series([found.undecided]), settled[name])[0][0]), "D")
+        notes.append(
+            f"{name}: {found.undecided!r} is read as {day}, the {first or 'month'} first, because "
+            f"{why or 'most programs write so'}; --columns '{name}=date:{other}' swaps day and month"
+        )
+    return settled
+
+
+def to_moments(values: pd.Series, form: str = "") -> np.ndarray | None:
+    """Return numbers or dates as float64, NaN for missing cells; None if most cells are neither.
+
+    form: how they are written; "" detects it.  Raises BrokenRecords, naming the row, for a cell that is neither.
+    """
+    found = find_numbers(values)
+    if found and found.share == 1:
+        return to_numbers(values, form or str(found.form))
+    found = find_dates(values)
+    return to_days(values, form or found.form) if found else None

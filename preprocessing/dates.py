@@ -1,0 +1,172 @@
+"""How dates are written in text, and how they become days.
+
+A form is a format of strptime, or ISO8601; several are joined by " | " where a column mixes them.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from errors import UserError
+from preprocessing.parsing import broken_cells, is_missing_word, to_text
+
+ISO, JOINT = "ISO8601", " | "
+DAYS = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y. %m. %d.", "%m/%d/%Y", "%d/%m/%Y", "%m-%d-%Y", "%d-%m-%Y", "%d.%m.%Y",
+        "%Y년 %m월 %d일", "%Y年%m月%d日", "%d %b %Y", "%d. %b %Y", "%d-%b-%Y", "%d/%b/%Y", "%b %d, %Y", "%b %d %Y",
+        "%Y-%b-%d", "%m/%d/%y", "%d/%m/%y", "%m-%d-%y", "%d-%m-%y", "%d.%m.%y", "%d %b %y", "%d-%b-%y")  # fmt: skip
+TIMES = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p", "%p %I:%M", "%p %I:%M:%S")
+FORMS = [ISO, *DAYS, *(d + gap + t + z for gap in (" ", ", ") for d in DAYS for t in TIMES for z in ("", "%z"))]
+ENOUGH = 5_000  # different cells, evenly spaced, that show how a long column is written; the others are then checked
+STYLES = 4  # in one column, at most
+SECONDS = 86_400.0  # of a day
+
+# How the names of months begin in English, German, French, Spanish, Italian, Portuguese and Dutch
+MONTHS = {"Jan": "jan ene gen", "Feb": "feb fév fev", "Mar": "mar mär mrz maart", "Apr": "apr abr avr",
+          "May": "may mai mag mei", "Jun": "jun juin giu", "Jul": "jul juil lug", "Aug": "aug ago aoû aou",
+          "Sep": "sep set", "Oct": "oct okt ott out", "Nov": "nov", "Dec": "dec dez dic déc"}  # fmt: skip
+MONTH_OF = {start: month for month, starts in MONTHS.items() for start in starts.split()}
+_STARTS = "|".join(sorted(MONTH_OF, key=len, reverse=True))
+_MONTH = re.compile(rf"(?<![^\W\d_])({_STARTS})[^\W\d_]*\.?(?=[\W\d_]|$)", re.I)
+_WEEKDAY = re.compile(r"^(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+", re.I)
+_NOON = re.compile(r"(오전|오후|上午|下午|\b[ap]\.\s?m\.|\b[ap]m\b)", re.I)
+ZONES = {"Z": 0, "UTC": 0, "GMT": 0, "WET": 0, "CET": 1, "CEST": 2, "EET": 2, "MSK": 3, "KST": 9, "JST": 9, "EST": -5,
+         "EDT": -4, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7}  # fmt: skip
+_ZONE = re.compile(rf"(?<=\d|M)\s*({'|'.join(ZONES)})$")
+
+
+@dataclass(frozen=True)
+class Dates:
+    """What the cells of a column say about how its dates are written."""
+
+    form: str
+    share: float = 1.0  # of the cells that are such dates
+    undecided: str = ""  # a cell such as 03/10/2023, if every day and month of the column could be swapped
+    shows: str = ""  # "day" or "month": what the cells prove to come first; "" = nothing
+
+
+def _swapped(form: str) -> str:
+    """Return a form with day and month in the other order, if that is in use; else the form itself."""
+    other = form.translate({ord("d"): "m", ord("m"): "d"})
+    return other if other in FORMS else form
+
+
+def _first(form: str) -> str:
+    """Return which of "day" and "month" comes first, "" where it could not be the other."""
+    return "" if _swapped(form) == form else "day" if form.find("%d") < form.find("%m") else "month"
+
+
+def in_order(form: str, first: str) -> str:
+    """Return a form with `first`, "day" or "month", first, where both orders are in use (03/10/2023, 03-10-2023)."""
+    return JOINT.join(_swapped(each) if _first(each) not in ("", first) else each for each in form.split(JOINT))
+
+
+def _normalise(text: str) -> str:
+    """Write month names, weekdays, a.m. and p.m. and time zones as strptime reads them."""
+    text = _WEEKDAY.sub("", " ".join(text.split()))
+    text = _NOON.sub(lambda m: "AM" if m[0].lower()[0] in "a上" or m[0] == "오전" else "PM", text)
+    text = _MONTH.sub(lambda m: MONTH_OF[m[1].lower()], text)
+    text = _ZONE.sub(lambda m: f"{ZONES[m[1]]:+03}:00", text)
+    return re.sub(r"(?<=\d|M) (?=[+-]\d\d:?\d\d$)", "", text)
+
+
+def _parse(text: pd.Series, form: str) -> pd.Series:
+    """Parse normalised text in one form; NaT for cells that are not written so."""
+    if form == ISO:  # the standard would accept 1234-05 and 2020 10 as well
+        text = text.where(text.str.match(r"\d{4}-\d{2}-\d{2}(?!\d)"))
+    return pd.to_datetime(text, format=form.replace("%B", "%b"), errors="coerce", utc=True)
+
+
+def find_dates(values: pd.Series) -> Dates | None:
+    """Detect how the dates of a column are written, from all of its cells; None if most cells are not dates."""
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return Dates(ISO)
+    text = to_text(values.drop_duplicates()).dropna()
+    text = text[~text.map(is_missing_word).astype(bool)]
+    is_like_date = text.str.contains(r"\d.*[-/.:년年 ].*\d", regex=True) & (text.str.len() <= 40)
+    if text.empty or is_like_date.mean() < 0.9:
+        return None
+    if len(text) > ENOUGH:
+        found = _find(text.iloc[:: len(text) // ENOUGH])
+        if found and not found.undecided and found.share == 1 and not parse_days(text, found.form)[1].any():
+            return found
+    return _find(text)
+
+
+def _find(text: pd.Series) -> Dates | None:
+    """Detect how dates are written from different cells, no missing ones among them."""
+    text, forms, orders = text.map(_normalise).astype("str"), [], set()
+    total, undecided = len(text), ""
+    while len(text) and len(forms) < STYLES:
+        fits = {form: mask for form in FORMS if (mask := _parse(text[:1], form).notna()).all()}
+        if not fits:
+            break
+        fits = {form: _parse(text, form).notna() for form in fits}
+        form = max(fits, key=lambda form: (fits[form].sum(), -FORMS.index(form)))
+        other = _swapped(form)
+        if first := _first(form):
+            both = other in fits and fits[other].equals(fits[form])
+            if not both:
+                orders.add(first)
+            elif (_parse(text, form) != _parse(text, other))[fits[form]].any():
+                undecided = undecided or text[fits[form]].iloc[0]
+        forms.append(form)
+        text = text[~fits[form]]
+    if not forms or len(orders) > 1:  # 13/10/2023 beside 10/13/2023: no order reads both
+        return None
+    shows = next(iter(orders), "")
+    return Dates(
+        in_order(JOINT.join(forms), shows or "month"), 1 - len(text) / total, "" if shows else undecided, shows
+    )
+
+
+def parse_days(values: pd.Series, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (days, wrong): days since 1970 as float64 with NaN for missing cells, and a mask of what is neither.
+
+    ISO dates are understood whatever the form.
+    """
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return _days(pd.DatetimeIndex(values)), np.zeros(len(values), dtype=bool)
+    text = to_text(values).reset_index(drop=True)
+    forms = list(dict.fromkeys([*form.split(JOINT), ISO]))
+    days, wrong = _days(pd.DatetimeIndex(_parse(text, forms[0]))), np.zeros(len(values), dtype=bool)
+    rest = np.isnan(days) & text.notna().to_numpy()
+    if rest.any():
+        codes, cells = pd.factorize(text[rest])
+        cells = pd.Series(cells, dtype="str")
+        normal, found = cells.map(_normalise).astype("str"), np.full(len(cells), np.nan)
+        for each in forms:
+            found = np.where(np.isnan(found), _days(pd.DatetimeIndex(_parse(normal, each))), found)
+        missing = cells.map(is_missing_word).to_numpy(dtype=bool)
+        days[rest], wrong[rest] = found[codes], (np.isnan(found) & ~missing)[codes]
+    return days, wrong
+
+
+def _days(dates: pd.DatetimeIndex) -> np.ndarray:
+    dates = dates.tz_convert("UTC").tz_localize(None) if dates.tz is not None else dates
+    return np.where(dates.isna(), np.nan, dates.as_unit("us").asi8 / (SECONDS * 1e6))
+
+
+def to_days(values: pd.Series, form: str, hint: str = "Fix the cell or empty it.") -> np.ndarray:
+    """Return dates as float64 days since 1970, missing cells as NaN.
+
+    Raises BrokenRecords, naming the row, for cells that are not written as `form` says.
+    """
+    days, wrong = parse_days(values, form)
+    if wrong.any():
+        raise broken_cells(values, wrong, lambda _: f"is not a date written as {form}, as in training. {hint}")
+    return days
+
+
+def check_form(form: str) -> str:
+    """Return a form that a person gave. Raises UserError if strptime does not know it."""
+    for each in form.split(JOINT):
+        if each not in ("", ISO):
+            try:
+                pd.to_datetime(pd.Series(["x"], dtype="str"), format=each, errors="coerce")
+            except ValueError as error:
+                raise UserError(f"{each!r} is not a date format such as %d/%m/%Y ({error}).") from None
+            if "%" not in each:
+                raise UserError(f"{each!r} is not a date format such as %d/%m/%Y.")
+    return form

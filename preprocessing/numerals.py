@@ -1,0 +1,371 @@
+"""How numbers are written in text: decimal and thousands signs, currencies, percent signs and units.
+
+A form is written like an example: "1,234.56", "1.234,56 €", "1234,56", "$1,234.56", "1234.56 kg", "1234.56%".
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from errors import UserError
+from preprocessing.parsing import broken_cells, is_missing_word, to_text, typed_numbers
+
+PLAIN = "1234.56"
+MANY = 20  # with no more different cells than this, a column with some words among numbers holds categories
+ENOUGH = 10_000  # different cells, evenly spaced, that show how a long column is written; the others are then checked
+NEARLY_ALL = 0.9  # of the cells: the others are mistakes, and not another kind of column
+FEW_UNITS = 4  # different units in a column of measurements; with more they are the letters of codes such as 12A
+
+_CURRENCY = (
+    r"(?:[A-Z]{1,3})?[$€£¥₩₹₽₺₫฿₪₴₦₱₲]|元|円|원|zł|Kč|Kr|kr|Rs|Fr|USD|EUR|GBP|CHF|JPY|KRW|CNY|RMB|INR|BRL|CAD|AUD|NZD|SEK|NOK"
+    r"|DKK|PLN|CZK|HUF|TRY|RUB|ZAR|MXN|SGD|HKD|TWD|THB"
+)
+_IS_MONEY, OTHER = re.compile(_CURRENCY), {".": ",", ",": "."}
+_UNIT = r"[°%‰]|°?[^\W\d_]{1,14}[²³23]?(?:/[^\W\d_]{1,8}[²³23]?)?"
+NUMBER = re.compile(
+    rf"""(?P<open>\()?\s* (?P<sign>[+\-−])?\s* (?P<prefix>(?:{_CURRENCY})\.?\s*)? (?P<sign2>[+\-−])?\s*
+    (?P<body>\d(?:[\d.,'’\s]*\d)?|[.,]\d+) (?P<power>[eE][+-]?\d{{1,3}})?
+    (?P<suffix>\s*(?:{_CURRENCY}|{_UNIT})\.?)? \s*(?P<minus>-)? \s*(?P<close>\))?""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class NumberForm:
+    """How the numbers of a column are written. Made from an example by `form_of`, and written as one by `str`."""
+
+    decimal: str = "."
+    thousands: str = ""  # "" if none was seen: 1,234 is then refused where it could be two numbers
+    prefix: str = ""
+    suffix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.prefix}1{self.thousands}234{self.decimal}56{self.suffix}"
+
+    @property
+    def unit(self) -> str:
+        return _unit(self.prefix, self.suffix)
+
+    @property
+    def is_percent(self) -> bool:
+        return self.unit == "%"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number in text, taken apart."""
+
+    body: str  # digits and signs; spaces are " " and apostrophes "'"
+    negative: bool
+    prefix: str
+    suffix: str
+    power: str  # of ten, such as "e-5"
+    thousands: str
+    decimal: str
+    is_open: bool  # 1,234 or 1.234: only the other cells can tell a thousands sign from a decimal sign
+
+    @property
+    def unit(self) -> str:
+        return _unit(self.prefix, self.suffix)
+
+    def value(self, thousands: str, decimal: str) -> float:
+        """Return the number, with these signs."""
+        digits = self.body.replace(thousands, "") if thousands else self.body
+        return float(f"{'-' * self.negative}{digits.replace(decimal, '.') if decimal else digits}{self.power}")
+
+
+def _unit(prefix: str, suffix: str) -> str:
+    """Return currency or unit in one spelling: "months." and "month" are one unit."""
+    unit = (prefix.strip() + suffix.strip()).rstrip(".")
+    return unit[:-1] if len(unit) > 2 and unit.endswith("s") and unit[:-1].isalpha() else unit
+
+
+def _signs(body: str) -> tuple[str, str, bool] | None:
+    """Return (thousands sign, decimal sign, could be either) of a number's digits; None if they are no number."""
+    signs = re.sub(r"\d", "", body)
+    if not signs:
+        return "", "", False
+    kinds = list(dict.fromkeys(signs))
+    last, whole = kinds[-1], body.rpartition(kinds[-1])[0]
+    if len(kinds) > 2 or (len(kinds) == 2 and (signs.count(last) != 1 or last not in ".,")):
+        return None
+    if len(kinds) == 2:
+        return (kinds[0], last, False) if _is_grouped(whole, kinds[0]) else None
+    if len(signs) == 1 and last in ".,":
+        is_open = re.fullmatch(r"[1-9]\d{0,2}[.,]\d{3}", body) is not None
+        return "", last, is_open
+    return (last, "", False) if _is_grouped(body, last) else None
+
+
+def _is_grouped(digits: str, sign: str) -> bool:
+    """Three digits after each thousands sign; with commas also the groups of two that India writes (12,34,567)."""
+    groups = digits.split(sign)
+    middle = (2, 3) if sign == "," else (3,)
+    return 1 <= len(groups[0]) <= 3 and len(groups[-1]) == 3 and all(len(g) in middle for g in groups[1:-1])
+
+
+@lru_cache(maxsize=4096)
+def take_apart(text: str) -> Cell | None:
+    """Return the parts of a number in text; None if it is not a number."""
+    if len(text) > 60 or not (found := NUMBER.fullmatch(text.strip())):
+        return None
+    is_negative = [found["sign"], found["sign2"], found["minus"], found["open"]]
+    if bool(found["open"]) != bool(found["close"]) or sum(map(bool, is_negative)) > 1:
+        return None
+    body = re.sub(r"\s", " ", found["body"]).replace("’", "'")
+    signs = _signs(body)
+    if signs is None or (found["prefix"] and found["suffix"]) or (found["power"] and signs[0]):
+        return None
+    negative = any(sign not in (None, "+") for sign in is_negative)
+    return Cell(body, negative, found["prefix"] or "", found["suffix"] or "", found["power"] or "", *signs)
+
+
+@lru_cache(maxsize=256)
+def form_of(example: str) -> NumberForm:
+    """Return the form that an example shows: 1.234,56 · 1,5 · 1.234 (a thousands sign) · $1,234.56 · 12 kg · 12%.
+
+    Raises UserError for text that is not a number.
+    """
+    cell = take_apart(example)
+    if cell is None:
+        raise UserError(f"{example!r} is not an example of a number such as 1.234,56 or $1,234.56 or 12 kg.")
+    thousands, decimal = (cell.decimal, "") if cell.is_open else (cell.thousands, cell.decimal)
+    other = OTHER.get(thousands, ".")
+    return NumberForm(decimal or other, thousands, cell.prefix, cell.suffix)
+
+
+# ---------------------------------------------------------------- which form a column has
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the cells of a column say about how its numbers are written."""
+
+    form: NumberForm
+    undecided: str = ""  # a cell such as 2.053, if no cell of the column tells 2053 from 2.053
+    likely: str = ""  # the decimal sign that is then more likely, "" if both are alike
+    why: str = ""  # it is more likely
+    shows: str = ""  # the decimal sign that the column's cells prove; "" = none
+    share: float = 1.0  # of the cells: numbers with the form's unit, or without one
+    any_share: float = 1.0  # of the cells: numbers with any unit
+    units: int = 1  # different units, no unit among them
+    codes: bool = False  # digits with leading zeros: 01001
+
+
+def find_numbers(values: pd.Series) -> Numbers | None:
+    """Detect how the numbers of a column are written, from all of its cells; None if most cells are not numbers."""
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        return None if pd.api.types.is_bool_dtype(values.dtype) else Numbers(NumberForm())
+    if values.dtype != object and not isinstance(values.dtype, pd.StringDtype):  # dates, categories
+        return None
+    if (found := _find_plain(values)) is not None:
+        return found
+    text = to_text(values).dropna()
+    counts = text.value_counts(sort=False).to_dict()
+    cells = [cell for cell in counts if not is_missing_word(cell)]
+    sample = cells[:: max(1, len(cells) // 200)]  # a column of words is recognised without looking at each of them
+    if sum(take_apart(cell) is not None for cell in sample) < 0.5 * len(sample) or not cells:
+        return None
+    if len(cells) > ENOUGH:
+        found = _find({cell: counts[cell] for cell in cells[:: len(cells) // ENOUGH]})
+        if found.shows and found.share == 1 and not parse_numbers(text, str(found.form))[1].any():
+            return found
+    return _find({cell: counts[cell] for cell in cells})
+
+
+def _find(counts: dict[str, int]) -> Numbers:
+    """Detect how numbers are written from {cell: count}, no missing ones among them."""
+    cells = list(counts)
+    parts = {cell: part for cell in cells if (part := take_apart(cell)) is not None}
+    units = Counter()
+    for cell, part in parts.items():
+        if part.unit or part.body.strip("0.,"):  # a zero needs no unit
+            units[part.unit] += counts[cell]
+    unit = units.most_common(1)[0][0] if units else ""
+    total, of_unit = sum(counts.values()), [part for part in parts.values() if part.unit in (unit, "")]
+    example = next((part for part in of_unit if part.unit), None)
+    found = _decide(of_unit, (example.prefix, example.suffix) if example else ("", ""))
+    return replace(
+        found,
+        share=sum(counts[cell] for cell, part in parts.items() if part.unit in (unit, "")) / total,
+        any_share=sum(counts[cell] for cell in parts) / total,
+        units=len(units),
+        codes=all(part.body.isdigit() and not part.unit for part in parts.values())
+        and any(part.body[0] == "0" and len(part.body) > 1 for part in parts.values()),
+    )
+
+
+def _find_plain(values: pd.Series) -> Numbers | None:
+    """Return what `find_numbers` does for the usual column, 1234.56, in a fraction of its time; None for any other."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if values.dtype == object:
+        return None
+    cells = pa.array(values, pa.large_string())
+    try:
+        pc.cast(pc.if_else(pc.equal(cells, ""), pa.scalar(None, cells.type), cells), pa.float64())
+    except pa.ArrowInvalid:
+        return None
+
+    def has(pattern: str) -> bool:
+        return any(pc.any(pc.match_substring_regex(part, pattern)).as_py() for part in (cells[:1000], cells))
+
+    if not has(r"[^\d+-]"):
+        return Numbers(NumberForm(), codes=has(r"^0\d")) if has(r"\d") else None
+    return Numbers(NumberForm(), shows=".") if has(r"\.\d{0,2}($|[eE])|\.\d{4}|\d{4}\.|^[+-]?0?\.") else None
+
+
+def _decide(parts: list[Cell], affixes: tuple[str, str]) -> Numbers:
+    """Choose decimal and thousands sign from the cells of one unit."""
+    thousands, decimals = Counter(p.thousands for p in parts), Counter(p.decimal for p in parts if not p.is_open)
+    points = decimals["."] + thousands[","]
+    commas = decimals[","] + thousands["."]
+    spaces = next((sign for sign in (" ", "'") if thousands[sign]), "")
+    opens = [p for p in parts if p.is_open]
+    if points or commas:
+        decimal = "," if commas > points else "."
+        other = OTHER[decimal]
+        proven = not (points and commas)
+        used = thousands[other] or (proven and any(other in p.body for p in opens))
+        return Numbers(NumberForm(decimal, spaces or (other if used else ""), *affixes), shows=decimal)
+    if spaces or not opens:
+        return Numbers(NumberForm(".", spaces, *affixes))
+    signs = Counter(p.decimal for p in opens)
+    sign = signs.most_common(1)[0][0]
+    short = any(p.body.isdigit() and len(p.body) <= 3 and p.body != "0" for p in parts)
+    likely, why = "", ""
+    if len(signs) == 1 and _IS_MONEY.fullmatch((affixes[0] + affixes[1]).strip()):
+        likely, why = OTHER[sign], "money has two decimals"
+    elif len(signs) == 1 and short and any(p.body.endswith("0") for p in opens):
+        likely, why = OTHER[sign], "shorter numbers of the column have no sign"
+    text = opens[0].prefix + opens[0].body + opens[0].suffix
+    thousands_sign = "," if signs[","] else ""
+    return Numbers(NumberForm(".", thousands_sign, *affixes), undecided=text, likely=likely, why=why)
+
+
+def with_decimal(form: NumberForm, decimal: str) -> NumberForm:
+    """Return a form with this decimal sign, and the other sign for thousands."""
+    return NumberForm(decimal, OTHER[decimal], form.prefix, form.suffix)
+
+
+# ---------------------------------------------------------------- cells → numbers
+
+
+def parse_numbers(values: pd.Series, form: str = PLAIN) -> tuple[np.ndarray, np.ndarray]:
+    """Return (numbers, wrong): a column as float64 with NaN for missing cells, and a mask of cells that are neither.
+
+    form: how the column's numbers are written. 1,5 and 1.5 are understood in any column; of 1,234 and 1.234 the form
+    decides which is a thousand. A unit may be left out, and must not be another one.
+    """
+    numbers, text = typed_numbers(values)
+    if text is None:
+        wrong = _is_no_percent(numbers) if form_of(form).is_percent else np.zeros(len(values), dtype=bool)
+        return numbers, wrong
+    numbers, wrong, form = numbers.copy(), np.zeros(len(values), dtype=bool), form_of(form)
+    known, at = _parse_most(text, form), text.index.to_numpy()
+    numbers[at] = known
+    rest = np.isnan(known)
+    if rest.any():
+        codes, cells = pd.factorize(text[rest])
+        parsed = [_parse_one(cell, form) for cell in cells]
+        numbers[at[rest]] = np.array([np.nan if value is None else value for value in parsed], dtype=float)[codes]
+        wrong[at[rest]] = np.array([value is None for value in parsed], dtype=bool)[codes]
+    return numbers, wrong
+
+
+def _is_no_percent(numbers: np.ndarray) -> np.ndarray:
+    """Mark numbers without a percent sign that could be shares: 0.2 may mean 20 %."""
+    return (np.abs(numbers) <= 1) & (numbers != 0)
+
+
+def _parse_most(text: pd.Series, form: NumberForm) -> np.ndarray:
+    """Parse the cells that are written exactly in the form, with Arrow, about ten times as fast as one by one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    cells = pa.array(text, pa.large_string())
+    if not form.thousands and not form.unit and form.decimal == ".":
+        try:
+            numbers = pc.cast(pc.if_else(pc.equal(cells, ""), pa.scalar(None, cells.type), cells), pa.float64())
+            return numbers.to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            pass
+    sign, decimal = re.escape(form.thousands), re.escape(form.decimal)
+    grouped = rf"\d{{1,3}}(?:{sign}\d{{3}})+|" if sign else ""
+    pattern = rf"^\s*{_affix(form.prefix)}([+-]?(?:{grouped}\d+)(?:{decimal}\d+)?){_affix(form.suffix)}\s*$"
+    fits = pc.match_substring_regex(cells, pattern)
+    bodies = pc.if_else(fits, cells, pa.scalar(None, cells.type))
+    bodies = pc.replace_substring_regex(bodies, pattern, r"\1")
+    for sign, instead in ((form.thousands, ""), (form.decimal, ".")):
+        bodies = pc.replace_substring(bodies, sign, instead) if sign and sign != instead else bodies
+    return pc.cast(bodies, pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _affix(text: str) -> str:
+    return rf"\s*{re.escape(text.strip())}\s*" if text.strip() else ""
+
+
+def _parse_one(text: str, form: NumberForm) -> float | None:
+    """Return the number in one cell, NaN if it is missing, None if it is neither."""
+    if is_missing_word(text):
+        return np.nan
+    cell = take_apart(text)
+    if cell is None:
+        return _infinity(text)
+    if cell.unit != form.unit and cell.unit:
+        return None
+    thousands, decimal = cell.thousands, cell.decimal
+    if cell.is_open:
+        if cell.decimal == form.thousands:
+            thousands, decimal = cell.decimal, ""
+        elif cell.decimal != form.decimal:
+            return None
+    number = cell.value(thousands, decimal)
+    return None if form.is_percent and not cell.unit and _is_no_percent(number) else number
+
+
+def _infinity(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\s*[+-]?inf(inity)?\s*", text, re.IGNORECASE) else None
+
+
+def to_numbers(values: pd.Series, form: str = PLAIN, hint: str = "Fix the cell or empty it.") -> np.ndarray:
+    """Return a column as float64, missing cells as NaN.
+
+    hint: what to do about a cell that is not a number.
+    Raises BrokenRecords, naming the row, for cells that are not numbers in this form, or are infinite.
+    """
+    numbers, wrong = parse_numbers(values, form)
+    if wrong.any():
+        raise broken_cells(values, wrong, lambda cell: f"{_why_not(cell, form)} {hint}")
+    if np.isinf(numbers).any():
+        raise broken_cells(values, np.isinf(numbers), lambda _: "is infinite. Empty the cell or leave out the row.")
+    return numbers
+
+
+def _why_not(cell: object, example: str) -> str:
+    """Say why a cell is not a number of a form."""
+    form, part = form_of(example), take_apart(str(cell))
+    written = f" written like {example}" if example != PLAIN else ""
+    if part is None:
+        return f"is not a number{written}."
+    if part.unit and part.unit != form.unit:
+        return f"has the unit {part.unit!r}, and most cells are written like {example}: convert it."
+    if form.is_percent:
+        return "has no % sign, unlike the training cells, so it may be a share or a percentage: add the sign."
+    whole, decimals = part.body.split(part.decimal)
+    return f"may be {whole}{decimals} or {whole}.{decimals}, and the column does not show which: write one of these."
+
+
+def missing_hint(values: pd.Series, wrong: np.ndarray) -> str:
+    """Say which flag treats the words among the wrong cells of a column as missing."""
+    words = values[wrong].astype(str).str.strip().drop_duplicates()
+    words = [word for word in words if take_apart(word) is None]
+    if not words:
+        return f"Fix the cell, or leave the column out with --columns {values.name}=drop."
+    shown = " ".join(f"'{word}'" if re.search(r"[^\w.-]", word) else word for word in words[:5])
+    return f"Fix the cell, or treat it as missing with --missing {shown}{' …' if len(words) > 5 else ''}."
