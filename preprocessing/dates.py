@@ -4,6 +4,7 @@ A form is a format of strptime, or ISO8601; several are joined by " | " where a 
 """
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +69,27 @@ def _normalise(text: str) -> str:
     text = _NOON.sub(lambda m: "AM" if m[0].lower()[0] in "a上" or m[0] == "오전" else "PM", text)
     text = _MONTH.sub(lambda m: MONTH_OF[m[1].lower()], text)
     text = _ZONE.sub(lambda m: f"{ZONES[m[1]]:+03}:00", text)
-    return re.sub(r"(?<=\d|M) (?=[+-]\d\d:?\d\d$)", "", text)
+    return re.sub(r"(:\d\d(?:\.\d+)?|M) ?([+-]\d\d):?(\d\d)$", r"\1\2:\3", text)
+
+
+def _shape(text: str) -> str:
+    """Return text with 9 for digits, A for letters and Z for a time zone: a format and its dates have the same."""
+    text = re.sub(r"(?<=[\dAM])[+-]\d\d:\d\d$", "Z", text)
+    return re.sub(r"\d+", "9", re.sub(r"[^\W\d_]+(?<!Z)|Z(?!$)", "A", text))
+
+
+FORMS_OF = defaultdict(list)  # shape → formats
+for _form in FORMS[1:]:
+    _example = _form.replace("%z", "+00:00").replace("%b", "A").replace("%p", "A")
+    FORMS_OF[_shape(re.sub("%.", "9", _example))].append(_form)
 
 
 def _parse(text: pd.Series, form: str) -> pd.Series:
     """Parse normalised text in one form; NaT for cells that are not written so."""
     if form == ISO:  # the standard would accept 1234-05 and 2020 10 as well
         text = text.where(text.str.match(r"\d{4}-\d{2}-\d{2}(?!\d)"))
+    else:
+        text = text.where(text.str.contains(r"\d", regex=True))  # pandas would read "now" and "today" by the clock
     return pd.to_datetime(text, format=form.replace("%B", "%b"), errors="coerce", utc=True)
 
 
@@ -99,11 +114,12 @@ def _find(text: pd.Series) -> Dates | None:
     text, forms, orders = text.map(_normalise).astype("str"), [], set()
     total, undecided = len(text), ""
     while len(text) and len(forms) < STYLES:
-        fits = {form: mask for form in FORMS if (mask := _parse(text[:1], form).notna()).all()}
-        if not fits:
+        alike = (ISO, *FORMS_OF.get(_shape(text.iloc[0]), ()))
+        candidates = [form for form in alike if _parse(text[:1], form).notna().all()]
+        if not candidates:
             break
-        fits = {form: _parse(text, form).notna() for form in fits}
-        form = max(fits, key=lambda form: (fits[form].sum(), -FORMS.index(form)))
+        fits = {form: _parse(text, form).notna() for form in candidates}
+        form = max(candidates, key=lambda form: fits[form].sum())  # the first of equals
         other = _swapped(form)
         if first := _first(form):
             both = other in fits and fits[other].equals(fits[form])

@@ -21,11 +21,12 @@ NEARLY_ALL = 0.9  # of the cells: the others are mistakes, and not another kind 
 FEW_UNITS = 4  # different units in a column of measurements; with more they are the letters of codes such as 12A
 
 _CURRENCY = (
-    r"(?:[A-Z]{1,3})?[$€£¥₩₹₽₺₫฿₪₴₦₱₲]|元|円|원|zł|Kč|Kr|kr|Rs|Fr|USD|EUR|GBP|CHF|JPY|KRW|CNY|RMB|INR|BRL|CAD|AUD|NZD|SEK|NOK"
+    r"(?:[A-Z]{1,3})?[$£¥฿₠-⃀￡￥￦]|元|円|원|zł|Kč|Kr|kr|Rs|Fr|USD|EUR|GBP|CHF|JPY|KRW|CNY|RMB|INR|BRL|CAD|AUD|NZD|SEK|NOK"
     r"|DKK|PLN|CZK|HUF|TRY|RUB|ZAR|MXN|SGD|HKD|TWD|THB"
 )
 _IS_MONEY, OTHER = re.compile(_CURRENCY), {".": ",", ",": "."}
-_UNIT = r"[°%‰]|°?[^\W\d_]{1,14}[²³23]?(?:/[^\W\d_]{1,8}[²³23]?)?"
+_UNIT = r"%|[^\w\s!-/:-@\[-`{-~−’]|°?[^\W\d_]{1,14}[²³23]?(?:/[^\W\d_]{1,8}[²³23]?)?"  # %, ㎡, °C, km/h, months
+_WIDE = {0xFEE0 + code: code for code in range(0x21, 0x7F)}  # full-width digits and signs of East Asian keyboards
 NUMBER = re.compile(
     rf"""(?P<open>\()?\s* (?P<sign>[+\-−])?\s* (?P<prefix>(?:{_CURRENCY})\.?\s*)? (?P<sign2>[+\-−])?\s*
     (?P<body>\d(?:[\d.,'’\s]*\d)?|[.,]\d+) (?P<power>[eE][+-]?\d{{1,3}})?
@@ -111,7 +112,7 @@ def _is_grouped(digits: str, sign: str) -> bool:
 @lru_cache(maxsize=4096)
 def take_apart(text: str) -> Cell | None:
     """Return the parts of a number in text; None if it is not a number."""
-    if len(text) > 60 or not (found := NUMBER.fullmatch(text.strip())):
+    if len(text) > 60 or not (found := NUMBER.fullmatch(text.translate(_WIDE).strip())):
         return None
     is_negative = [found["sign"], found["sign2"], found["minus"], found["open"]]
     if bool(found["open"]) != bool(found["close"]) or sum(map(bool, is_negative)) > 1:

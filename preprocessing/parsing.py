@@ -112,7 +112,7 @@ def frame_of(records: list[dict]) -> pd.DataFrame:
 def without_words(table: pd.DataFrame, words: Collection[str]) -> pd.DataFrame:
     """Return a table in which the cells that are one of `words` (--missing) are missing."""
     keys, marks = {canonical(word) for word in words} - {""}, {}
-    for name in table.columns if keys else ():
+    for name in table.columns if words else ():
         codes, spelled = canonical_codes(table[name], set(words))
         marks[name] = np.array([key in keys or key in words for key in spelled], dtype=bool)[codes]
     found = {name: table[name].mask(mask) for name, mask in marks.items() if mask.any()}

@@ -230,8 +230,9 @@ def test_forms_of_dates(form, cells, days):
     assert column.parse(pd.Series(cells)).tolist() == expected.tolist() == column.parse(pd.Series(days)).tolist()
     given = fit({"d": cells * 9}, columns=(f"d=date:{form}",))
     assert given.columns[0].parse(pd.Series(cells)).tolist() == expected.tolist()
-    with pytest.raises(UserError, match="row 1, column 'd': 'soon' is not a date written as"):
-        fitted([{"d": "soon"}])
+    for word in ("soon", "now", "today"):
+        with pytest.raises(UserError, match=f"row 1, column 'd': '{word}' is not a date written as"):
+            fitted([{"d": word}])
 
 
 def test_the_file_decides_whether_day_or_month_comes_first():
