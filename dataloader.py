@@ -16,7 +16,7 @@ from errors import BrokenRecords, UserError, did_you_mean, error_prefix
 from preprocessing import KINDS, Preprocessor, gather
 from preprocessing.column import Cells, Encoded
 from preprocessing.conventions import settle_formats, to_moments
-from preprocessing.parsing import canonical_codes, has_value, without_words
+from preprocessing.parsing import canonical_codes, check_flat, has_value, without_words
 from preprocessing.preprocessor import layout_of
 from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, separator_of, split_folders
 from task import Task, infer_kind, is_missing, numbers_form, stratify_labels, words_that_are_classes
@@ -54,8 +54,11 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
                 hint = did_you_mean(missing[0], tables[i].columns)
                 raise UserError(f"{source}: column {missing[0]!r} is missing.{hint}")
             tables[i] = without_words(tables[i].reindex(columns=tables[0].columns), config.missing)
-    config = settle_formats(tables[0], config, "" if table is not None else separator_of(sources[0]), notes)
-    is_number, classes = bool(numbers_form(tables[0][target])), words_that_are_classes(tables[0][target])
+    check_flat(tables[0][target])
+    separator = "" if table is not None else separator_of(sources[0], _layout(config, config.column_kinds()))
+    config = settle_formats(tables[0], config, separator, notes)
+    is_number = config.task not in ("binary", "multiclass") and bool(numbers_form(tables[0][target]))
+    classes = set() if is_number else words_that_are_classes(tables[0][target])
     notes += [f"{target}: {word!r} is frequent, so it is a class; --missing '{word}' otherwise" for word in classes]
     for i, source in enumerate(sources):
         if tables[i] is not None:
@@ -93,7 +96,7 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         table = table.set_axis([str(name) for name in table.columns], axis=1)
         table = table.reset_index(drop=True) if isinstance(table.index, pd.MultiIndex) else table
     elif config.data in BUNDLED:
-        table, usual_target, kinds = load_bundled(config.data, notes)
+        table, usual_target, kinds = load_bundled(config.data)
         target = target or usual_target
     else:
         config.check_files()
@@ -125,8 +128,7 @@ def _read(
         return read_folder(path, notes, config.encoding)
     if path.endswith(".db"):
         kinds = log_kinds(path) | kinds
-    given = {"encoding": config.encoding, "sheet": config.sheet, "skip_rows": config.skip_rows}
-    table = read_table(path, replace(layout_of(kinds), **given), notes)
+    table = read_table(path, _layout(config, kinds), notes)
     found = {}
     for name in table:
         cells = Cells(table[name].head(100))
@@ -136,6 +138,11 @@ def _read(
     if found:  # their file names start from the folder of the table
         table = resolve_paths(table, layout_of(found), path)
     return table, kinds | found
+
+
+def _layout(config: DataConfig, kinds: dict[str, str]):
+    """Return how the files are read: what the kinds of columns need, and what the flags say."""
+    return replace(layout_of(kinds), encoding=config.encoding, sheet=config.sheet, skip_rows=config.skip_rows)
 
 
 def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source: str) -> None:
@@ -208,7 +215,7 @@ def split_rows(
             raise UserError(f"{count} rows are too few for each of {classes} classes to be in every split.")
     train = np.arange(count)
     if config.time:
-        return _split_by_time(table[config.time], config.column_formats().get(config.time, ""), sizes)
+        return _split_by_time(table[config.time], config, sizes)
     if config.group:
         return _split_by_group(table[config.group], table[target], labels, sizes, seed)
     train, test = _split_off(train, sizes["test"], labels, seed)
@@ -269,9 +276,12 @@ def _split_by_group(
     return tuple(np.flatnonzero(best == split) for split in range(3))
 
 
-def _split_by_time(values: pd.Series, form: str, sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _split_by_time(
+    values: pd.Series, config: DataConfig, sizes: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut at two moments: rows of the same moment are in the same split."""
-    if (moments := to_moments(values, form)) is None:
+    form = config.column_formats().get(config.time, "")
+    if (moments := to_moments(values, config.column_kinds().get(config.time, ""), form)) is None:
         raise UserError(
             f"--time {values.name}: row {values.index[0]} is {values.iloc[0]!r}, neither a date nor a number."
         )

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from preprocessing.numerals import (
     parse_numbers,
     to_numbers,
 )
-from preprocessing.parsing import NULLS, canonical, canonical_codes, is_missing_word
+from preprocessing.parsing import NULLS, canonical, canonical_codes, holds_text, is_missing_word
 
 REGRESSION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 FREQUENT = 0.05  # of the rows: a class called "None" or "-" needs as many, rarer ones are missing values
@@ -38,7 +37,8 @@ def infer_kind(targets: pd.Series, form: str = "") -> str:
     Words, booleans and codes with leading zeros are classes. Numbers are classes if there are two of them, or few and
     all whole.  form: how numbers in text are written, see preprocessing/numerals.py; "" detects it.
     """
-    if numbers_form(targets) and len(np.unique(parse_numbers(targets, form or numbers_form(targets))[0])) > MANY:
+    found = numbers_form(targets)
+    if found and len(np.unique(parse_numbers(targets, form or found)[0])) > MANY:
         return "regression"
     distinct = set(_class_codes(targets, form)[1])
     if len(distinct) == 2:
@@ -60,7 +60,7 @@ def numbers_form(targets: pd.Series) -> str:
 
 def words_that_are_classes(targets: pd.Series) -> set[str]:
     """Return the words for a missing value, such as "None", "NA", "-" and "?", that are frequent among other words."""
-    if (targets.dtype != object and not isinstance(targets.dtype, pd.StringDtype)) or numbers_form(targets):
+    if not holds_text(targets):
         return set()
     counts = targets[targets.map(lambda cell: isinstance(cell, str)).astype(bool)].str.strip().value_counts()
     return {word for word in counts.index[counts >= max(3, FREQUENT * len(targets))] if word and word in NULLS}
@@ -117,8 +117,11 @@ class Task:
         if kind == "regression":
             if class_weights or label_smoothing:
                 raise UserError("--class-weights and --label-smoothing are for classes; this is a regression.")
-            hint = missing_hint(targets, parse_numbers(targets, form)[1])
-            numbers = to_numbers(targets, form, f"{hint} For classes give --task multiclass.")
+            advice = "For classes give --task multiclass."
+            numbers = to_numbers(targets, form, lambda *wrong: f"{missing_hint(*wrong)} {advice}")
+            if (large := np.abs(numbers) > MAX_LIVE_TARGET).any():
+                row, number = targets.index[large.argmax()], numbers[large.argmax()]
+                raise UserError(f"row {row}, target {name!r}: {number:g} is too large: scale the targets down.")
             if np.ptp(numbers) == 0:
                 raise UserError(f"target {name!r} has one value only: there is nothing to learn.")
             loss = "mse" if loss == "auto" else loss
@@ -334,14 +337,14 @@ class Task:
         """
         series = pd.Series(targets, index=range(1, len(targets) + 1), name=self.target)
         if "probabilities" in predictions[0]:
-            words = {c for c in predictions[0]["probabilities"] if canonical(c) != c}
+            words = {c for c in predictions[0]["probabilities"] if canonical(c).lower() != c.lower()}
             classes = {canonical(c, words): c for c in predictions[0]["probabilities"]}
             keys = [canonical(target, words) for target in _with_points(series, self.form)]
             for row, key in enumerate(keys, start=1):
                 if key not in classes:
                     raise UserError(f"row {row}: {str(targets[row - 1])!r} is not a class ({', '.join(classes)}).")
             return [float(key != canonical(p["prediction"], words)) for key, p in zip(keys, predictions, strict=True)]
-        numbers = to_numbers(series, self.form)
+        numbers = to_numbers(series, self.form if holds_text(series) else PLAIN)
         invalid = np.isnan(numbers) | (np.abs(numbers) > MAX_LIVE_TARGET)
         if invalid.any():
             raise UserError(f"row {invalid.argmax() + 1}: {targets[invalid.argmax()]!r} is not a plausible number.")
@@ -378,11 +381,11 @@ def _class_codes(targets: pd.Series, form: str) -> tuple[np.ndarray, list[str]]:
 
 
 def _with_points(targets: pd.Series, form: str) -> pd.Series:
-    """Return text targets with 1,5 written as 1.5 if the decimal sign is a comma: 1,0 and 1 are one class."""
-    if form_of(form).decimal == "." or pd.api.types.is_numeric_dtype(targets.dtype):
+    """Return text targets with their numbers written as 1234.56, so that 1.000,0 and 1000 are one class."""
+    if form == PLAIN or form_of(form).unit or not holds_text(targets):
         return targets
-    comma = r"^\s*([+-]?\d*),(\d+)\s*$"
-    return targets.map(lambda cell: re.sub(comma, r"\1.\2", cell) if isinstance(cell, str) else cell)
+    numbers, wrong = parse_numbers(targets, form)
+    return targets.astype(object).mask(~wrong & ~np.isnan(numbers), pd.Series(numbers, targets.index, dtype=object))
 
 
 def _sorted_classes(keys: Iterable[str]) -> list:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from config import DataConfig
-from preprocessing.dates import Dates, find_dates, in_order, parse_days, to_days
-from preprocessing.numerals import Numbers, find_numbers, parse_numbers, to_numbers, with_decimal
+from preprocessing.dates import ISO, Dates, find_dates, in_order, parse_days, to_days
+from preprocessing.numerals import PLAIN, Numbers, find_numbers, parse_numbers, to_numbers, with_decimal
+from preprocessing.parsing import holds_text
 
 HEAD = 10_000  # rows that show how a file is written; a column that shows nothing there is read as a whole
 DECIMALS = {";": ",", ",": "."}  # the decimal sign that programs write beside a separator
@@ -26,14 +27,16 @@ def settle_formats(table: pd.DataFrame, config: DataConfig, separator: str, note
     numbers, dates = {}, {}
     for name in table:
         values, kind = table[name], kinds.get(name, "")
-        is_text = values.dtype == object or isinstance(values.dtype, pd.StringDtype)
-        if not is_text or name in formats or kind not in ("", "number", "date"):
+        if not name or not holds_text(values) or name in formats or kind not in ("", "number", "date"):
             continue
         if kind != "date" and (found := _find(find_numbers, values)) and not found.codes:
             numbers[name] = found
         elif kind != "number" and (found := _find(find_dates, values)):
             dates[name] = found
     decimal, why = _vote({name: found.shows for name, found in numbers.items()})
+    dotted = next((name for name, found in dates.items() if found.form.startswith("%d.")), None)
+    if not decimal and dotted is not None and not any(found.likely for found in numbers.values()):
+        decimal, why = ",", f"column {dotted!r} has dates with points"
     settled = _settle_dates(table, dates, decimal or DECIMALS.get(separator, ""), notes)
     for name, found in numbers.items():
         sign, reason = decimal, why
@@ -41,8 +44,12 @@ def settle_formats(table: pd.DataFrame, config: DataConfig, separator: str, note
             sign, reason = found.likely, found.why
         if not sign and separator in DECIMALS:
             sign, reason = DECIMALS[separator], f"the file is separated by {separator!r}"
-        if found.undecided or (sign == "," and not found.shows):
+        if found.shows:  # the training split alone may not show it
+            settled[name] = str(found.form)
+        elif found.undecided or (sign == "," and decimal):
             settled[name] = str(with_decimal(found.form, sign or "."))
+        elif sign == ",":  # only the separator says so: 2.053 in another file is then refused
+            settled[name] = str(replace(found.form, decimal=","))
         if found.undecided:
             other = str(with_decimal(found.form, "." if sign == "," else ","))
             one, two = (parse_numbers(pd.Series([found.undecided]), form)[0][0] for form in (settled[name], other))
@@ -50,6 +57,7 @@ def settle_formats(table: pd.DataFrame, config: DataConfig, separator: str, note
                 f"{name}: {found.undecided!r} is read as {one:.12g}, because {reason or 'most programs write so'}; "
                 f"--columns '{name}=number:{other}' reads it as {two:.12g}"
             )
+    settled = {name: form for name, form in settled.items() if form not in (PLAIN, ISO)}
     return replace(config, columns=(*config.columns, *(f"{name}=:{form}" for name, form in settled.items())))
 
 
@@ -74,6 +82,7 @@ def _settle_dates(table: pd.DataFrame, dates: dict[str, Dates], decimal: str, no
     settled = {}
     for name, found in dates.items():
         if not found.undecided:
+            settled[name] = found.form
             continue
         settled[name] = in_order(found.form, first or "month")
         other = in_order(found.form, "day" if first != "day" else "month")
@@ -85,13 +94,14 @@ def _settle_dates(table: pd.DataFrame, dates: dict[str, Dates], decimal: str, no
     return settled
 
 
-def to_moments(values: pd.Series, form: str = "") -> np.ndarray | None:
+def to_moments(values: pd.Series, kind: str = "", form: str = "") -> np.ndarray | None:
     """Return numbers or dates as float64, NaN for missing cells; None if most cells are neither.
 
-    form: how they are written; "" detects it.  Raises BrokenRecords, naming the row, for a cell that is neither.
+    kind, form: which of them, and how they are written; "" detects it.
+    Raises BrokenRecords, naming the row, for a cell that is neither.
     """
-    found = find_numbers(values)
-    if found and found.share == 1:
-        return to_numbers(values, form or str(found.form))
-    found = find_dates(values)
-    return to_days(values, form or found.form) if found else None
+    found = None if kind == "date" else find_numbers(values)
+    if kind == "number" or (found and found.share == 1):
+        return to_numbers(values, form or str(found.form if found else PLAIN))
+    form = form or (found.form if (found := find_dates(values)) else "")
+    return to_days(values, form) if form else None

@@ -14,10 +14,10 @@ from torch import Tensor
 from config import DataConfig
 from errors import UserError
 from preprocessing.column import Cells, Column
-from preprocessing.dates import ISO, JOINT, check_form, find_dates, parse_days, to_days
+from preprocessing.dates import ISO, JOINT, check_form, find_dates, to_days
 from preprocessing.number import NumberColumn
 from preprocessing.numerals import MANY, NEARLY_ALL, missing_hint
-from preprocessing.parsing import count_missing_words, has_value
+from preprocessing.parsing import count_missing_words, has_value, missing_label
 
 PERIODS = {"year": 365.2425, "weekday": 7.0, "hour": 1.0}  # days after which a feature of a date repeats
 
@@ -43,7 +43,7 @@ class DateColumn(Column):
         """Raises BrokenRecords for a column of dates in which some cells are words."""
         found = find_dates(cells.values)
         if found and NEARLY_ALL <= found.share < 1 and cells.distinct > MANY:
-            to_days(cells.values, found.form, missing_hint(cells.values, parse_days(cells.values, found.form)[1]))
+            to_days(cells.values, found.form, missing_hint)
         return found is not None and found.share == 1
 
     @classmethod
@@ -57,7 +57,7 @@ class DateColumn(Column):
                 f"--columns {values.name}=date:%d/%m/%Y, or --columns {values.name}=category."
             )
         form = form or found.form
-        days = to_days(values, form, missing_hint(values, parse_days(values, form)[1]))
+        days = to_days(values, form, missing_hint)
         known = days[~np.isnan(days)]
         std, clock = float(known.std()) or 1.0, bool((known % 1 != 0).any())
         return cls(
@@ -87,8 +87,7 @@ class DateColumn(Column):
 
     def summary(self) -> str:
         hour = ", hour" if self.clock else ""
-        words = ", ".join(f"{word} {count}×" for word, count in list(self.words.items())[:5])
-        missing = f"; missing{f' ({words})' if words else ''}: the mean date and a flag" if self.flag else ""
+        missing = f"; {missing_label(self.words)}: the mean date and a flag" if self.flag else ""
         mixed = f"{self.form.count(JOINT) + 1} formats, " if JOINT in self.form else ""
         century = ", two-digit years are 1969 to 2068" if "%y" in self.form else ""
         return f"written {mixed}{self.form}{century} → day, season, weekday{hour}{missing}"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -14,19 +14,19 @@ from torch import Tensor
 from config import DataConfig
 from errors import UserError
 from preprocessing.column import Cells, Column, to_tensor
+from preprocessing.dates import are_calendar_dates
 from preprocessing.numerals import (
     FEW_UNITS,
     MANY,
     NEARLY_ALL,
     PLAIN,
-    NumberForm,
     find_numbers,
     form_of,
     missing_hint,
     parse_numbers,
     to_numbers,
 )
-from preprocessing.parsing import broken_cells, count_missing_words
+from preprocessing.parsing import broken_cells, count_missing_words, missing_label
 from preprocessing.quantiles import normal_scores, onnx_normal_scores
 
 
@@ -52,9 +52,11 @@ class NumberColumn(Column):
         found = cells.numbers
         if found is None or found.codes:
             return False
+        if (found.letters and found.share < 1) or are_calendar_dates(cells.values):
+            return False
         mixed = 1 < found.units <= FEW_UNITS and found.any_share >= NEARLY_ALL
         if found.share < 1 and cells.distinct > MANY and (mixed or found.share >= NEARLY_ALL):
-            _read(cells.values, str(found.form))
+            to_numbers(cells.values, str(found.form), missing_hint)
         return found.share == 1
 
     @classmethod
@@ -73,8 +75,11 @@ class NumberColumn(Column):
     def fit(cls, values: pd.Series, config: DataConfig) -> "NumberColumn":
         from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
-        form = config.column_formats().get(str(values.name), "") or str(_form(values))
-        raw = _read(values, form)
+        found = find_numbers(values)
+        form = config.column_formats().get(str(values.name), "") or str(found.form if found else PLAIN)
+        if found and not form_of(form).unit:  # a person may give the signs alone
+            form = str(replace(found.form, decimal=form_of(form).decimal, thousands=form_of(form).thousands))
+        raw = to_numbers(values, form, missing_hint)
         missing = np.isnan(raw)
         if missing.all():
             raise UserError(f"column {values.name!r} is empty in the training rows: give --columns {values.name}=drop.")
@@ -127,9 +132,11 @@ class NumberColumn(Column):
         else:
             how = f"standardised (mean {self.mean:.4g}, std {self.std:.4g})"
         written = "" if self.form == PLAIN else f"written {self.form}; "
-        words = ", ".join(f"{word} {count}×" for word, count in list(self.words.items())[:5])
-        missing = f"missing{f' ({words})' if words else ''}"
-        return written + how + (f"; {missing}: the median {self.fill:.4g} and a flag" if self.flag else "")
+        return (
+            written
+            + how
+            + (f"; {missing_label(self.words)}: the median {self.fill:.4g} and a flag" if self.flag else "")
+        )
 
     def json_schema(self, profile: dict, examples: list) -> dict:
         schema = {"type": ["number", "string", "null"], "x-kind": self.kind}
@@ -162,13 +169,3 @@ class NumberColumn(Column):
 
     def transform(self, x: Tensor) -> Tensor:
         return self._scaled(x, onnx_normal_scores)
-
-
-def _form(values: pd.Series) -> NumberForm:
-    found = find_numbers(values)
-    return found.form if found else NumberForm()
-
-
-def _read(values: pd.Series, form: str) -> np.ndarray:
-    """Return training cells as float64. Raises BrokenRecords that say how to treat words as missing."""
-    return to_numbers(values, form, missing_hint(values, parse_numbers(values, form)[1]))

@@ -5,6 +5,7 @@ A form is written like an example: "1,234.56", "1.234,56 €", "1234,56", "$1,23
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -12,7 +13,15 @@ import numpy as np
 import pandas as pd
 
 from errors import UserError
-from preprocessing.parsing import broken_cells, is_missing_word, to_text, typed_numbers
+from preprocessing.parsing import (
+    broken_cells,
+    fix_or_empty,
+    holds_text,
+    is_missing_word,
+    is_number,
+    to_text,
+    typed_numbers,
+)
 
 PLAIN = "1234.56"
 MANY = 20  # with no more different cells than this, a column with some words among numbers holds categories
@@ -25,12 +34,20 @@ _CURRENCY = (
     r"|DKK|PLN|CZK|HUF|TRY|RUB|ZAR|MXN|SGD|HKD|TWD|THB"
 )
 _IS_MONEY, OTHER = re.compile(_CURRENCY), {".": ",", ",": "."}
-_UNIT = r"%|[^\w\s!-/:-@\[-`{-~−’]|°?[^\W\d_]{1,14}[²³23]?(?:/[^\W\d_]{1,8}[²³23]?)?"  # %, ㎡, °C, km/h, months
+_PER = r"/[^\W\d_]{1,8}[²³23]?"  # per hour, per m²
+_UNIT = rf"%|[^\w\s!-/:-@\[-`{{-~−’]|°?[^\W\d_]{{1,14}}[²³23]?(?:{_PER})?"  # %, ㎡, °C, km/h, months
+# Powers of ten that are written as words; single letters only directly after the digits: 12K, but 300 K are kelvins
+EXPONENTS = {"k": 3, "K": 3, "M": 6, "B": 9, "thousand": 3, "million": 6, "billion": 9, "mn": 6, "bn": 9,
+             "Tsd": 3, "Mio": 6, "Mrd": 9, "lakh": 5, "Lakh": 5, "crore": 7, "Crore": 7, "천": 3, "만": 4,
+             "백만": 6, "억": 8, "千": 3, "万": 4, "萬": 4, "亿": 8, "億": 8}  # fmt: skip
+_WORDS = "|".join(word for word in EXPONENTS if len(word) > 1 or word > "z")
+_ZERO = re.compile(rf"(?:{_CURRENCY})\s*-|-\s*(?:{_CURRENCY})")  # "$ -", which Excel's accounting format writes for 0
 _WIDE = {0xFEE0 + code: code for code in range(0x21, 0x7F)}  # full-width digits and signs of East Asian keyboards
 NUMBER = re.compile(
-    rf"""(?P<open>\()?\s* (?P<sign>[+\-−])?\s* (?P<prefix>(?:{_CURRENCY})\.?\s*)? (?P<sign2>[+\-−])?\s*
-    (?P<body>\d(?:[\d.,'’\s]*\d)?|[.,]\d+) (?P<power>[eE][+-]?\d{{1,3}})?
-    (?P<suffix>\s*(?:{_CURRENCY}|{_UNIT})\.?)? \s*(?P<minus>-)? \s*(?P<close>\))?""",
+    rf"""(?P<open>\()?\s* (?P<sign>[+\-−–])?\s* (?P<prefix>(?:{_CURRENCY})\.?\s*)? (?P<open2>\()? (?P<sign2>[+\-−–])?\s*
+    (?P<body>\d(?:[\d.,'’\s]*\d)?|[.,]\d+) (?:[.,][-–—]{{1,2}}|/-)? (?P<power>[eE][+-]?\d{{1,3}})?
+    (?P<word>[kKMB](?![^\W\d_])|\s*(?:{_WORDS})\.?)?
+    (?P<suffix>\s*(?:(?:{_CURRENCY})(?:{_PER})?|{_UNIT}|{_PER})\.?)? \s*(?P<minus>-)? \s*(?P<close>\))?""",
     re.VERBOSE,
 )
 
@@ -60,11 +77,12 @@ class NumberForm:
 class Cell:
     """One number in text, taken apart."""
 
+    text: str
     body: str  # digits and signs; spaces are " " and apostrophes "'"
     negative: bool
     prefix: str
     suffix: str
-    power: str  # of ten, such as "e-5"
+    power: int  # of ten
     thousands: str
     decimal: str
     is_open: bool  # 1,234 or 1.234: only the other cells can tell a thousands sign from a decimal sign
@@ -76,13 +94,15 @@ class Cell:
     def value(self, thousands: str, decimal: str) -> float:
         """Return the number, with these signs."""
         digits = self.body.replace(thousands, "") if thousands else self.body
-        return float(f"{'-' * self.negative}{digits.replace(decimal, '.') if decimal else digits}{self.power}")
+        return float(f"{'-' * self.negative}{digits.replace(decimal, '.') if decimal else digits}e{self.power}")
 
 
 def _unit(prefix: str, suffix: str) -> str:
     """Return currency or unit in one spelling: "months." and "month" are one unit."""
     unit = (prefix.strip() + suffix.strip()).rstrip(".")
-    return unit[:-1] if len(unit) > 2 and unit.endswith("s") and unit[:-1].isalpha() else unit
+    if len(unit) > 2 or unit.lower() in ("kg", "km", "cm"):  # mW and MW differ
+        unit = unit.lower()
+    return unit[:-1] if len(unit) > 2 and unit.endswith("s") and unit.isalpha() else unit
 
 
 def _signs(body: str) -> tuple[str, str, bool] | None:
@@ -112,17 +132,24 @@ def _is_grouped(digits: str, sign: str) -> bool:
 @lru_cache(maxsize=4096)
 def take_apart(text: str) -> Cell | None:
     """Return the parts of a number in text; None if it is not a number."""
-    if len(text) > 60 or not (found := NUMBER.fullmatch(text.translate(_WIDE).strip())):
+    text = text.translate(_WIDE).strip()
+    text = text.replace("-", "0") if len(text) < 9 and _ZERO.fullmatch(text) else text
+    if len(text) > 60 or not (found := NUMBER.fullmatch(text)):
         return None
-    is_negative = [found["sign"], found["sign2"], found["minus"], found["open"]]
-    if bool(found["open"]) != bool(found["close"]) or sum(map(bool, is_negative)) > 1:
+    opened = found["open"] or found["open2"]
+    is_negative = [found["sign"], found["sign2"], found["minus"], opened]
+    if bool(opened) != bool(found["close"]) or sum(map(bool, is_negative)) > 1:
         return None
     body = re.sub(r"\s", " ", found["body"]).replace("’", "'")
     signs = _signs(body)
-    if signs is None or (found["prefix"] and found["suffix"]) or (found["power"] and signs[0]):
+    prefix, suffix = found["prefix"] or "", found["suffix"] or ""
+    if signs is None or (prefix and suffix and suffix.strip()[0] != "/") or (found["power"] and signs[0]):
         return None
     negative = any(sign not in (None, "+") for sign in is_negative)
-    return Cell(body, negative, found["prefix"] or "", found["suffix"] or "", found["power"] or "", *signs)
+    thousands, decimal, is_open = signs
+    is_open = is_open and not found["power"]  # 1.234e+05 has a decimal sign
+    power = int((found["power"] or "e0")[1:]) + EXPONENTS.get((found["word"] or "").strip(" ."), 0)
+    return Cell(text, body, negative, prefix, suffix, power, thousands, decimal, is_open)
 
 
 @lru_cache(maxsize=256)
@@ -154,6 +181,7 @@ class Numbers:
     share: float = 1.0  # of the cells: numbers with the form's unit, or without one
     any_share: float = 1.0  # of the cells: numbers with any unit
     units: int = 1  # different units, no unit among them
+    letters: bool = False  # all units are single letters behind the digits: codes such as 12A
     codes: bool = False  # digits with leading zeros: 01001
 
 
@@ -161,11 +189,14 @@ def find_numbers(values: pd.Series) -> Numbers | None:
     """Detect how the numbers of a column are written, from all of its cells; None if most cells are not numbers."""
     if pd.api.types.is_numeric_dtype(values.dtype):
         return None if pd.api.types.is_bool_dtype(values.dtype) else Numbers(NumberForm())
-    if values.dtype != object and not isinstance(values.dtype, pd.StringDtype):  # dates, categories
+    if not holds_text(values):
         return None
     if (found := _find_plain(values)) is not None:
         return found
-    text = to_text(values).dropna()
+    text = typed_numbers(values)[1]  # typed numbers say nothing about how text is written
+    text = to_text(text).dropna()
+    if text.empty and len(values):
+        return Numbers(NumberForm()) if values.map(is_number).any() else None
     counts = text.value_counts(sort=False).to_dict()
     cells = [cell for cell in counts if not is_missing_word(cell)]
     sample = cells[:: max(1, len(cells) // 200)]  # a column of words is recognised without looking at each of them
@@ -195,9 +226,16 @@ def _find(counts: dict[str, int]) -> Numbers:
         share=sum(counts[cell] for cell, part in parts.items() if part.unit in (unit, "")) / total,
         any_share=sum(counts[cell] for cell in parts) / total,
         units=len(units),
-        codes=all(part.body.isdigit() and not part.unit for part in parts.values())
-        and any(part.body[0] == "0" and len(part.body) > 1 for part in parts.values()),
+        letters=all(len(part.suffix) == 1 and part.suffix.isalpha() for part in parts.values() if part.unit)
+        and any(units),
+        codes=_are_codes([part.body + part.unit for part in parts.values()]),
     )
+
+
+def _are_codes(cells: list[str]) -> bool:
+    """Return whether cells are codes of digits with leading zeros, such as 01001: more than one in twenty has some."""
+    padded = sum(cell[0] == "0" and len(cell) > 1 for cell in cells)
+    return padded > 0.05 * len(cells) and all(cell.isdigit() for cell in cells)
 
 
 def _find_plain(values: pd.Series) -> Numbers | None:
@@ -208,17 +246,29 @@ def _find_plain(values: pd.Series) -> Numbers | None:
     if values.dtype == object:
         return None
     cells = pa.array(values, pa.large_string())
-    try:
-        pc.cast(pc.if_else(pc.equal(cells, ""), pa.scalar(None, cells.type), cells), pa.float64())
-    except pa.ArrowInvalid:
+    if _cast_plain(cells) is None:
         return None
 
     def has(pattern: str) -> bool:
         return any(pc.any(pc.match_substring_regex(part, pattern)).as_py() for part in (cells[:1000], cells))
 
     if not has(r"[^\d+-]"):
-        return Numbers(NumberForm(), codes=has(r"^0\d")) if has(r"\d") else None
-    return Numbers(NumberForm(), shows=".") if has(r"\.\d{0,2}($|[eE])|\.\d{4}|\d{4}\.|^[+-]?0?\.") else None
+        if has(r"^0\d"):
+            return None
+        return Numbers(NumberForm()) if has(r"\d") else None
+    return Numbers(NumberForm(), shows=".") if has(r"\.\d{0,2}$|\.\d*[eE]|\.\d{4}|\d{4}\.|^[+-]?0?\.") else None
+
+
+def _cast_plain(cells) -> np.ndarray | None:
+    """Cast an Arrow array of text such as 1234.56 to float64, NaN for empty cells; None if a cell is anything else."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        numbers = pc.cast(pc.if_else(pc.equal(cells, ""), pa.scalar(None, cells.type), cells), pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    return numbers.to_numpy(zero_copy_only=False)
 
 
 def _decide(parts: list[Cell], affixes: tuple[str, str]) -> Numbers:
@@ -244,14 +294,13 @@ def _decide(parts: list[Cell], affixes: tuple[str, str]) -> Numbers:
         likely, why = OTHER[sign], "money has two decimals"
     elif len(signs) == 1 and short and any(p.body.endswith("0") for p in opens):
         likely, why = OTHER[sign], "shorter numbers of the column have no sign"
-    text = opens[0].prefix + opens[0].body + opens[0].suffix
     thousands_sign = "," if signs[","] else ""
-    return Numbers(NumberForm(".", thousands_sign, *affixes), undecided=text, likely=likely, why=why)
+    return Numbers(NumberForm(".", thousands_sign, *affixes), undecided=opens[0].text, likely=likely, why=why)
 
 
 def with_decimal(form: NumberForm, decimal: str) -> NumberForm:
-    """Return a form with this decimal sign, and the other sign for thousands."""
-    return NumberForm(decimal, OTHER[decimal], form.prefix, form.suffix)
+    """Return a form with this decimal sign, and the other sign for thousands unless these have a space."""
+    return replace(form, decimal=decimal, thousands=form.thousands if form.thousands in (" ", "'") else OTHER[decimal])
 
 
 # ---------------------------------------------------------------- cells → numbers
@@ -290,12 +339,16 @@ def _parse_most(text: pd.Series, form: NumberForm) -> np.ndarray:
     import pyarrow.compute as pc
 
     cells = pa.array(text, pa.large_string())
-    if not form.thousands and not form.unit and form.decimal == ".":
-        try:
-            numbers = pc.cast(pc.if_else(pc.equal(cells, ""), pa.scalar(None, cells.type), cells), pa.float64())
-            return numbers.to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid:
-            pass
+    if not form.thousands and not form.unit and form.decimal == "." and (numbers := _cast_plain(cells)) is not None:
+        return numbers
+    for spelled, sign in (
+        ("[\u00a0\u202f\u2009]", " "),
+        ("’", "'"),
+        ("^[−–]", "-"),
+        (r"^\s*\((.*)\)\s*$", r"-\1"),
+        (r"^(.*\d)-$", r"-\1"),
+    ):
+        cells = pc.replace_substring_regex(cells, spelled, sign)
     sign, decimal = re.escape(form.thousands), re.escape(form.decimal)
     grouped = rf"\d{{1,3}}(?:{sign}\d{{3}})+|" if sign else ""
     pattern = rf"^\s*{_affix(form.prefix)}([+-]?(?:{grouped}\d+)(?:{decimal}\d+)?){_affix(form.suffix)}\s*$"
@@ -317,7 +370,7 @@ def _parse_one(text: str, form: NumberForm) -> float | None:
         return np.nan
     cell = take_apart(text)
     if cell is None:
-        return _infinity(text)
+        return float(text) if re.fullmatch(r"\s*[+-]?inf(inity)?\s*", text, re.IGNORECASE) else None
     if cell.unit != form.unit and cell.unit:
         return None
     thousands, decimal = cell.thousands, cell.decimal
@@ -330,19 +383,16 @@ def _parse_one(text: str, form: NumberForm) -> float | None:
     return None if form.is_percent and not cell.unit and _is_no_percent(number) else number
 
 
-def _infinity(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"\s*[+-]?inf(inity)?\s*", text, re.IGNORECASE) else None
-
-
-def to_numbers(values: pd.Series, form: str = PLAIN, hint: str = "Fix the cell or empty it.") -> np.ndarray:
+def to_numbers(values: pd.Series, form: str = PLAIN, hint: Callable = fix_or_empty) -> np.ndarray:
     """Return a column as float64, missing cells as NaN.
 
-    hint: what to do about a cell that is not a number.
+    hint: (values, mask of wrong cells) → what to do about them.
     Raises BrokenRecords, naming the row, for cells that are not numbers in this form, or are infinite.
     """
     numbers, wrong = parse_numbers(values, form)
     if wrong.any():
-        raise broken_cells(values, wrong, lambda cell: f"{_why_not(cell, form)} {hint}")
+        advice = hint(values, wrong)
+        raise broken_cells(values, wrong, lambda cell: f"{_why_not(cell, form)} {advice}")
     if np.isinf(numbers).any():
         raise broken_cells(values, np.isinf(numbers), lambda _: "is infinite. Empty the cell or leave out the row.")
     return numbers
@@ -352,20 +402,21 @@ def _why_not(cell: object, example: str) -> str:
     """Say why a cell is not a number of a form."""
     form, part = form_of(example), take_apart(str(cell))
     written = f" written like {example}" if example != PLAIN else ""
-    if part is None:
+    if part is None or not (part.unit or part.is_open or form.is_percent):
         return f"is not a number{written}."
     if part.unit and part.unit != form.unit:
-        return f"has the unit {part.unit!r}, and most cells are written like {example}: convert it."
-    if form.is_percent:
+        return f"has the unit {part.unit!r}, but most cells are written like {example}: convert it."
+    if form.is_percent and not part.unit:
         return "has no % sign, unlike the training cells, so it may be a share or a percentage: add the sign."
     whole, decimals = part.body.split(part.decimal)
-    return f"may be {whole}{decimals} or {whole}.{decimals}, and the column does not show which: write one of these."
+    both = f"{whole}{decimals} or {whole}.{decimals}"
+    return f"may be {both}, and the column does not show which: write it one of these ways."
 
 
 def missing_hint(values: pd.Series, wrong: np.ndarray) -> str:
     """Say which flag treats the words among the wrong cells of a column as missing."""
     words = values[wrong].astype(str).str.strip().drop_duplicates()
-    words = [word for word in words if take_apart(word) is None]
+    words = [word for word in words if not re.search(r"\d", word)]
     if not words:
         return f"Fix the cell, or leave the column out with --columns {values.name}=drop."
     shown = " ".join(f"'{word}'" if re.search(r"[^\w.-]", word) else word for word in words[:5])

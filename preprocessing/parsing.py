@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,8 @@ MISSING_WORDS = frozenset(
     ("#div/0!", "#ref!", "#value!", "#name?", "#num!", "#null!", "#error!", "#calc!", "#spill!", "#nv", "#wert!",
      "#zahl!", "#bezug!", "#valeur!", "#nombre!", "n.a.", "n. a.", "n.a", "na", "n/a", "nan", "nil", "null", "none",
      "k.a.", "k. a.", "k.a", "n/v", "n.v.", "n.d.", "nd", "s/d", "unknown", "missing", "not available", "tbd", "--",
-     "---", "–", "—", ".", "..", "...", "??", "???", "nat")
+     "---", "–", "—", ".", "..", "...", "??", "???", "nat", "00.00.0000", "0000-00-00", "00000000",
+     "0000-00-00 00:00:00")
 )  # fmt: skip
 
 
@@ -29,9 +31,26 @@ def is_missing_word(text: str) -> bool:
     return text in NULLS or text.casefold() in MISSING_WORDS
 
 
+def holds_text(values: pd.Series) -> bool:
+    """Return whether a column can hold text."""
+    return values.dtype == object or pd.api.types.is_string_dtype(values.dtype)
+
+
+def fix_or_empty(values: pd.Series, wrong: np.ndarray) -> str:
+    """Return the advice for wrong cells where nothing else is known."""
+    return "Fix the cell or empty it."
+
+
+def missing_label(words: dict[str, int]) -> str:
+    """Return "missing (k.A. 2×)" for the words that stood for missing values in training."""
+    return "missing" + (
+        f" ({', '.join(f'{word} {count}×' for word, count in list(words.items())[:5])})" if words else ""
+    )
+
+
 def count_missing_words(values: pd.Series) -> dict[str, int]:
     """Count the words (not the empty cells) that stand for missing values in a column of numbers or dates."""
-    if values.dtype != object and not isinstance(values.dtype, pd.StringDtype):
+    if not holds_text(values):
         return {}
     words = values[values.map(lambda cell: isinstance(cell, str) and is_missing_word(cell)).astype(bool)]
     return words.str.strip().loc[lambda cells: cells != ""].value_counts().to_dict()
@@ -143,9 +162,14 @@ def typed_numbers(values: pd.Series) -> tuple[np.ndarray, pd.Series | None]:
     if values.dtype != object:
         numbers = np.full(len(values), np.nan)
         return numbers, (text if present.all() else text[present]).astype("str")
-    is_number = np.array([isinstance(cell, (int, float, np.number)) for cell in values], dtype=bool)
-    numbers = np.array([float(cell) if known else np.nan for cell, known in zip(values, is_number, strict=True)])
-    return numbers, text[present & ~is_number].map(str).astype("str")
+    typed = np.array([is_number(cell) for cell in values], dtype=bool)
+    numbers = np.array([float(cell) if known else np.nan for cell, known in zip(values, typed, strict=True)])
+    return numbers, text[present & ~typed].map(str).astype("str")
+
+
+def is_number(cell) -> bool:
+    """Return whether a cell is a typed number, not text."""
+    return isinstance(cell, (int, float, np.number, Decimal)) and not isinstance(cell, bool)
 
 
 def broken_cells(values: pd.Series, wrong: np.ndarray, why: Callable[[object], str]) -> BrokenRecords:

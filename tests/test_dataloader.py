@@ -298,3 +298,33 @@ def test_an_empty_column_costs_no_row_with_drop_nulls():
     table = make_table(60).assign(empty=None)
     splits = load_splits(DataConfig(target="binary", drop_nulls=True), 0, table)
     assert sum(map(len, parts(splits))) == make_table(60).notna().all(axis=1).sum()
+
+
+def test_how_a_column_is_written_does_not_depend_on_the_split(tmp_path):
+    """The cell that shows it may be in any split; the reading of the separator follows the flags of the file."""
+    numbers = [f"{1 + i % 9}.{100 + i % 900}" for i in range(120)]
+    days = [f"{1 + i % 12:02}/{1 + i % 11:02}/2023" for i in range(120)]
+    for at in range(0, 120, 40):
+        table = pd.DataFrame({"x": numbers, "d": days, "y": ["a", "b"] * 60})
+        table.loc[at, ["x", "d"]] = "12,5", "25/12/2023"
+        for seed in range(2):
+            splits = load_splits(DataConfig(target="y"), seed, table)
+            fitted = fit_splits(splits, splits.config, Task.fit(splits.train["y"]))[1]
+            assert [column.form for column in fitted.columns] == ["1.234,56", "%d/%m/%Y"]
+    text = (
+        "\n".join(["a, b, and some prose"] * 25)
+        + "\nx;y\n"
+        + "\n".join(f"{n};{'ab'[i % 2]}" for i, n in enumerate(numbers))
+    )
+    (tmp_path / "t.csv").write_text(text)
+    splits = load_splits(DataConfig(data=str(tmp_path / "t.csv"), target="y", skip_rows=25), 0)
+    assert splits.config.column_formats() == {"x": "1.234,56"} and "is read as 1100" in " ".join(splits.notes)
+
+
+def test_the_format_of_the_column_that_splits_by_time():
+    days = pd.Series(pd.date_range("2020-01-01", periods=60).strftime("%d%m%Y"), name="when")
+    table = pd.DataFrame({"when": days, "x": range(100, 160), "y": ["a", "b"] * 30})
+    config = DataConfig(target="y", time="when", columns=("when=date:%d%m%Y", "x=number"))
+    splits = load_splits(config, 0, table)
+    assert splits.test.index.min() > splits.train.index.max()
+    assert fit_splits(splits, splits.config, Task.fit(splits.train["y"]))[1].names == ["x"]

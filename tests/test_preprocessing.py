@@ -6,6 +6,7 @@ import json
 import random
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -140,6 +141,15 @@ FORMS = [  # how numbers are written: (form, cells, numbers, how else they may b
     ("1234.56 months", ["36 months", "1 month", "60 months"], [36, 1, 60], {}),
     ("1,234.56", ["(1,234.50)", "12.00", "1,00,000.00"], [-1234.5, 12, 100000], {}),
     ("1.234,56", ["1.234,50-", "3,00", "−2,00"], [-1234.5, 3, -2], {}),
+    ("1234.56", ["12.3K", "980", "1.5M"], [12300, 980, 1500000], {"2B": 2e9}),
+    ("1234.56원", ["3.5만원", "5000원", "2억원"], [35000, 5000, 2e8], {}),
+    ("1234,56 Mio. €".replace(" Mio.", ""), ["47,3 Mio. €", "750845 €"], [47300000, 750845], {}),
+    ("1234.56 K", ["300 K", "273.15 K"], [300, 273.15], {}),
+    (" $1,234.56".strip(), ["$1,234.50", "$(5.00)", "$-"], [1234.5, -5, 0], {"12": 12}),
+    ("CHF 1234.56", ["CHF 5.-", "CHF 3.50"], [5, 3.5], {}),
+    ("1234,56 €/m²", ["16,91 €/m²", "3,00 €/m²"], [16.91, 3], {}),
+    ("1234.56㎡", ["84㎡", "59.5㎡"], [84, 59.5], {}),
+    ("1234.56", ["1.234e+05", "2.345e+05"], [123400, 234500], {}),
 ]  # fmt: skip
 
 
@@ -199,7 +209,13 @@ def test_other_columns_of_the_file_decide_what_a_column_does_not_show():
     assert settled("\t", a=open_cells)[0] == {"a": "1,234.56"} and "most programs" in settled("\t", a=open_cells)[1][0]
     assert settled("\t", a=["468", "2.050"])[0] == {"a": "1.234,56"}  # 2.05 would not be written so
     assert settled("", won=["35,447원", "8,900원"])[0] == {"won": "1,234.56원"}
-    assert settled(";", a=["468", "12"], b=commas)[0] == {"a": "1.234,56"}  # for what comes at prediction
+    both = settled(";", a=["468", "12"], b=commas)[0]
+    assert both == {"a": "1.234,56", "b": "1234,56"}  # for what comes at prediction, and in the training split
+    assert settled(";", a=["468", "12"])[0] == {"a": "1234,56"}  # 2.053 in a file of another kind is refused
+    assert settled("\t", a=open_cells, d=["03.10.2023", "25.12.2023"])[0]["a"] == "1.234,56"
+    floats = pd.DataFrame({"a": [12.5, 3.75, "2.345,50", "1.234", Decimal("1.250")]}, dtype=object)
+    assert settle_formats(floats, DataConfig(), "", []).column_formats() == {"a": "1.234,56"}
+    assert to_numbers(floats["a"], "1.234,56").tolist() == [12.5, 3.75, 2345.5, 1234, 1.25]
     assert settled(",", a=points, b=["x", "y"], c=["01001", "01002"]) == ({}, [])
 
 
@@ -215,6 +231,12 @@ DATES = [  # (form, cells, days, other spellings of the first day)
     ("ISO8601", ["2023-06-11 00:00:00 UTC", "2023-06-11T00:00:00+06:00"], ["2023-06-11", "2023-06-10T18"]),
     ("%d %b %Y %H:%M:%S%z", ["Sun, 11 Jun 2023 00:00:00 GMT", "Sun, 11 Jun 2023 06:00:00 +0600"], ["2023-06-11"] * 2),
     ("ISO8601 | %d.%m.%Y", ["2023-06-11", "25.12.2023"], ["2023-06-11", "2023-12-25"]),
+    ("%y.%m.%d", ["23.01.01", "23.01.02", "22.01.31"], ["2023-01-01", "2023-01-02", "2022-01-31"]),
+    ("%Y%m%d", ["20230611", "20231225", "20221224"], ["2023-06-11", "2023-12-25", "2022-12-24"]),
+    ("%m.%Y", ["06.2023", "12.2022", "01.2021"], ["2023-06-01", "2022-12-01", "2021-01-01"]),
+    ("%d.%m.%Y %H:%M", ["Mo, 11.06.2023 18:00 Uhr", "25.12.2023 06:00 Uhr"], ["2023-06-11T18", "2023-12-25T06"]),
+    ("%d %b %Y", ["5 de marzo de 2023", "1er janvier 2023", "1 mrt 2023"], ["2023-03-05", "2023-01-01", "2023-03-01"]),
+    ("%d/%b/%Y:%H:%M:%S%z", ["03/Oct/2023:18:00:00 +0000"] * 2, ["2023-10-03T18"] * 2),
     ("%d/%m/%Y | %d/%m/%Y %H:%M", ["11/06/2023", "25/12/2023 06:00"], ["2023-06-11", "2023-12-25T06"]),
 ]  # fmt: skip
 
@@ -240,11 +262,11 @@ def test_the_file_decides_whether_day_or_month_comes_first():
     forms, (note,) = settled(",", d=swap, x=point)
     assert forms == {"d": "%m/%d/%Y"} and "is read as 2023-03-10, the month first, because of the decimal point" in note
     assert "--columns 'd=date:%d/%m/%Y' swaps day and month" in note
-    assert settled(";", d=swap, x=comma)[0] == {"d": "%d/%m/%Y"}
+    assert settled(";", d=swap, x=comma)[0]["d"] == "%d/%m/%Y"
     assert settled(";", d=swap)[0] == {"d": "%d/%m/%Y"}
-    assert settled(",", d=swap, e=["25/12/2023", "26/12/2023"], x=point)[0] == {"d": "%d/%m/%Y"}
+    assert settled(",", d=swap, e=["25/12/2023", "26/12/2023"], x=point)[0]["d"] == "%d/%m/%Y"
     assert settled("", d=["03/10/2023 1:00 PM", "04/11/2023 2:00 AM"])[0] == {"d": "%m/%d/%Y %I:%M %p"}
-    assert settled(",", d=["03/10/2023", "25/12/2023"]) == ({}, [])
+    assert settled(",", d=["03/10/2023", "25/12/2023"]) == ({"d": "%d/%m/%Y"}, [])
     assert kind_of(["13/10/2023", "10/13/2023"] * 20) != "date"  # no order reads both
     day_first = fit({"d": swap * 9}, columns=("d=date:%d/%m/%Y",))
     assert day_first.columns[0].parse(pd.Series(swap)).tolist() == [19633.0, 19665.0]

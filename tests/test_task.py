@@ -360,3 +360,16 @@ def test_codes_with_leading_zeros_are_classes_as_they_are_written():
     assert task.kind == "multiclass" and task.classes == ["007", "010", "123"]
     assert task.encode(codes[:3]).tolist() == [0, 1, 2]
     assert Task.fit(pd.Series(["01", "1", "2"] * 9, name="y")).classes == [1, 2]  # one class, written in two ways
+
+
+def test_targets_written_in_other_ways():
+    table = pd.DataFrame({"x": np.linspace(0, 1, 90), "y": ["1.000", "2.000", "500"] * 30})
+    splits = load_splits(DataConfig(target="y", columns=("y=:1.234,56",), task="multiclass"), 0, table)
+    task = Task.fit(splits.train["y"], splits.kind, form="1.234,56")
+    assert task.classes == [500, 1000, 2000] and task.encode(table["y"][:3]).tolist() == [1, 2, 0]
+    with pytest.raises(UserError, match=r"row 0, column 'y': .* is a list or an object"):
+        load_splits(DataConfig(target="y"), 0, table.assign(y=[["a"], ["b"], ["c"]] * 30))
+    booleans = Task.fit(pd.Series([True, False] * 9, name="y"))
+    assert booleans.errors(booleans.to_json(torch.tensor([[9.0], [-9.0]])), [True, "true"]) == [0.0, 1.0]
+    rates = Task.fit(pd.Series([f"{i / 9:.3f}%" for i in range(50)], name="y"))
+    assert rates.kind == "regression" and rates.errors([{"prediction": 0.75}] * 2, [0.5, 0.5]) == [0.25, 0.25]
