@@ -15,7 +15,7 @@ from config import BUNDLED, DataConfig
 from errors import BrokenRecords, UserError, did_you_mean, error_prefix
 from preprocessing import KINDS, Preprocessor, gather
 from preprocessing.column import Cells, Encoded
-from preprocessing.conventions import settle_formats, to_moments
+from preprocessing.file_formats import settle_formats, to_moments
 from preprocessing.parsing import canonical_codes, check_flat, has_value, without_words
 from preprocessing.preprocessor import layout_of
 from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, separator_of, split_folders

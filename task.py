@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
-from preprocessing.numerals import (
+from preprocessing.number_format import (
     MANY,
     NEARLY_ALL,
     PLAIN,
@@ -35,7 +35,7 @@ def infer_kind(targets: pd.Series, form: str = "") -> str:
     """Infer binary, multiclass or regression from target values without nulls.
 
     Words, booleans and codes with leading zeros are classes. Numbers are classes if there are two of them, or few and
-    all whole.  form: how numbers in text are written, see preprocessing/numerals.py; "" detects it.
+    all whole.  form: how numbers in text are written, see preprocessing/number_format.py; "" detects it.
     """
     found = numbers_form(targets)
     if found and len(np.unique(parse_numbers(targets, form or found)[0])) > MANY:
@@ -93,7 +93,7 @@ class Task:
     loss_name: str = "mse"
     class_weights: list[float] = field(default_factory=list)  # empty = equal weights
     label_smoothing: float = 0.0
-    form: str = PLAIN  # how numbers in text are written, see preprocessing/numerals.py
+    form: str = PLAIN  # how numbers in text are written, see preprocessing/number_format.py
 
     @classmethod
     def fit(
@@ -108,7 +108,7 @@ class Task:
     ) -> "Task":
         """Learn the classes, or mean and standard deviation, from training targets without nulls.
 
-        form: how numbers in text are written, see preprocessing/numerals.py; "" detects it.
+        form: how numbers in text are written, see preprocessing/number_format.py; "" detects it.
         Raises UserError if the targets do not fit the kind, or the loss does not.
         """
         targets = pd.Series(targets)

@@ -9,11 +9,20 @@ from collections.abc import Callable
 def _unicode(text: str) -> str:
     """Unicode NFKC normalisation, except that ㅋㅠ stay two letters, which NFKC would join to one syllable.
 
-    At most 1,000 characters at a time, because sorting stacked accents takes time quadratic in their number.
+    At most 1,000 characters at a time, because sorting stacked accents takes time quadratic in their number. What
+    would make a text much longer is cut off.
     """
     if unicodedata.is_normalized("NFKC", text):
         return text
-    return re.sub(r"[^\s\u3131-\u318e]{1,1000}", lambda part: unicodedata.normalize("NFKC", part[0]), text)
+    left = 2 * len(text) + 1000  # characters: one can become 18, and all following steps would read them
+
+    def normalize(part: re.Match) -> str:
+        nonlocal left
+        normalized = unicodedata.normalize("NFKC", part[0])[:left] if left else ""
+        left -= len(normalized)
+        return normalized
+
+    return re.sub(r"[^\s\u3131-\u318e]{1,1000}", normalize, text)
 
 
 def _html(text: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from config import DataConfig
-from preprocessing.numerals import Numbers, find_numbers
+from preprocessing.number_format import Numbers, find_numbers
 from preprocessing.parsing import to_text
 from preprocessing.ragged import Ragged
 
@@ -22,6 +22,11 @@ Encoded = Tensor | Ragged  # a column's records: (N, …), or token ids of diffe
 def count_cores() -> int:
     """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Return the bytes of memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
 
 
 def evenly_spaced(records: pd.DataFrame | Tensor, count: int):

@@ -14,9 +14,9 @@ from torch import Tensor
 from config import DataConfig
 from errors import UserError
 from preprocessing.column import Cells, Column
-from preprocessing.dates import ISO, JOINT, check_form, find_dates, to_days
+from preprocessing.date_format import ISO, JOINT, check_form, find_dates, to_days
 from preprocessing.number import NumberColumn
-from preprocessing.numerals import MANY, NEARLY_ALL, missing_hint
+from preprocessing.number_format import MANY, NEARLY_ALL, missing_hint
 from preprocessing.parsing import count_missing_words, has_value, missing_label
 
 PERIODS = {"year": 365.2425, "weekday": 7.0, "hour": 1.0}  # days after which a feature of a date repeats

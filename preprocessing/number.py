@@ -14,8 +14,8 @@ from torch import Tensor
 from config import DataConfig
 from errors import UserError
 from preprocessing.column import Cells, Column, to_tensor
-from preprocessing.dates import are_calendar_dates
-from preprocessing.numerals import (
+from preprocessing.date_format import are_calendar_dates
+from preprocessing.number_format import (
     FEW_UNITS,
     MANY,
     NEARLY_ALL,
@@ -40,7 +40,7 @@ class NumberColumn(Column):
     mean: float = 0.0  # scaled to (x - mean) / std, unless there are quantiles
     std: float = 1.0
     quantiles: list[float] | None = None  # scaled by rank to a normal distribution
-    form: str = PLAIN  # how numbers in text are written, as an example: see numerals.py
+    form: str = PLAIN  # how numbers in text are written, as an example: see number_format.py
     words: dict[str, int] = field(default_factory=dict)  # training cells that said that the number is missing
 
     kind: ClassVar[str] = "number"

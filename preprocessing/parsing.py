@@ -26,7 +26,7 @@ MISSING_WORDS = frozenset(
 
 
 def is_missing_word(text: str) -> bool:
-    """Tell whether a cell in a column of numbers or dates means that the value is missing."""
+    """Return whether a cell of numbers or dates stands for a missing value."""
     text = text.strip()
     return text in NULLS or text.casefold() in MISSING_WORDS
 

@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import shutil
+import struct
 import tempfile
 import threading
 import warnings
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errors import BrokenRecords, UserError, error_prefix
-from preprocessing.column import count_cores
+from preprocessing.column import count_cores, memory
 from preprocessing.parsing import NULLS
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow reads some others with external programs
@@ -29,8 +30,10 @@ GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 DATA_URL = "data:image/"  # …png;base64,iVBOR…
 LARGE_IMAGE = 16_000_000  # pixels; larger images are decoded one at a time, to bound the memory
 MANY_IMAGES = 1_000  # from which on decoding shows a progress bar
+MAX_SCANS = 50  # of a JPEG, which is decoded once per scan; encoders write about 10
 UNREADABLE = (  # what Pillow raises
-    OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, NotImplementedError, IndexError
+    OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, NotImplementedError, LookupError,
+    ArithmeticError, struct.error
 )  # fmt: skip
 _one_large_image = threading.Lock()
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_open` raises an error instead
@@ -93,18 +96,32 @@ def open_image(cell: str | bytes) -> Image.Image:
         image = Image.open(cell if is_path(cell) else io.BytesIO(image_bytes(cell)), formats=FORMATS)
         if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself refuses only twice as many
             raise Image.DecompressionBombError
+        if image.format in ("JPEG", "MPO") and _count_scans(image) > MAX_SCANS:
+            raise UserError(f"{_prefix(cell)}refused, it has more than {MAX_SCANS} scans: save it again.")
         return image
     except FileNotFoundError:
         raise UserError(f"{_prefix(cell)}no such image.") from None
     except Image.DecompressionBombError:
         raise UserError(f"{_prefix(cell)}refused, it has more pixels than {Image.MAX_IMAGE_PIXELS:,}.") from None
+    except UserError:
+        raise
     except UNREADABLE as error:
         raise UserError(f"{_prefix(cell)}not a readable image ({type(error).__name__}).") from None
 
 
+def _count_scans(image: Image.Image) -> int:
+    """Return how often the marker of a scan occurs in a JPEG file; pixels cannot hold it."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    scans = image.fp.read().count(b"\xff\xda")
+    image.fp.seek(position)
+    return scans
+
+
 def _as_seen(image: Image.Image, channels: int) -> Image.Image:
     """Return what a person sees: turned by its EXIF tag, transparent parts white, 16 bits as 8, grey or RGB."""
-    ImageOps.exif_transpose(image, in_place=True)
+    with contextlib.suppress(*UNREADABLE):  # of damaged EXIF; of damaged pixels, `convert` raises it again
+        ImageOps.exif_transpose(image, in_place=True)
     mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
@@ -190,15 +207,10 @@ def allocate(shape: tuple[int, ...]) -> np.ndarray:
     Raises UserError if the disk has not enough space.
     """
     size = int(np.prod(shape))
-    if size <= _memory() / 4:
+    if size <= memory() / 4:
         return np.empty(shape, dtype=np.uint8)
     # /var/tmp is on disk, where /tmp can be in memory
     folder = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
     if size > shutil.disk_usage(folder).free:  # writing to the map would kill the process
         raise UserError(f"the pixels take {size:,} bytes, more than {folder} has: give a smaller --image-size.")
     return np.memmap(tempfile.TemporaryFile(dir=folder), dtype=np.uint8, mode="w+", shape=shape)
-
-
-def _memory() -> int:
-    """Bytes of memory of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30

@@ -1,5 +1,6 @@
 """The fitted columns of a record: records → named tensors."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -24,15 +25,14 @@ def as_frame(records, lone: str = "") -> pd.DataFrame:
     Rows of a list are numbered from 1. Raises UserError if a column occurs twice or the lone column is missing.
     """
     frame = records
-    if isinstance(records, pd.DataFrame):
-        if not all(isinstance(name, str) for name in records.columns):
-            frame = records.set_axis([str(name) for name in records.columns], axis=1)
-    else:
+    if not isinstance(records, pd.DataFrame):
         records = [records] if isinstance(records, (dict, str, bytes)) else list(records)
         frame = frame_of([{lone: record} if lone and not isinstance(record, dict) else record for record in records])
         frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
         if lone and not records:
             frame[lone] = []
+    if not all(isinstance(name, str) for name in frame.columns):
+        frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
     if frame.columns.has_duplicates:
         raise UserError(f"column {frame.columns[frame.columns.duplicated()][0]!r} occurs twice: rename one of them.")
     return frame
@@ -89,7 +89,7 @@ class Preprocessor:
         overruled, columns, parts, left_out = config.column_kinds(), [], {}, {}
         splitters = {config.group: "rows are grouped by it", config.time: "rows are split by it"}
         for name in map(str, records.columns):
-            if name in overruled:
+            if name in overruled and not (name in splitters and name in config.column_formats()):
                 kind, why = overruled[name], "by --columns"
             elif name and name in splitters:
                 kind, why = "drop", splitters[name]
@@ -131,15 +131,31 @@ class Preprocessor:
             check_flat(cells[column.name])
         return {column.name: column.encode(cells[column.name]) for column in self.columns}
 
-    def encode_readable(self, records: pd.DataFrame) -> tuple[dict[str, Encoded], np.ndarray, dict[int, str]]:
-        """Return (encoded columns, positions of the records that can be read, position → what is wrong with others)."""
+    def encode_readable(self, records: pd.DataFrame, encode: Callable | None = None):
+        """Return (encoded columns, positions of the records that can be read, position → what is wrong with others).
+
+        encode: what to do with the records instead of `encode_columns`, such as `Pipeline.predict_logits`.
+        """
         rows, broken = np.arange(len(records)), {}
         while True:  # each pass finds the broken cells of one column
             try:
-                return self.encode_columns(records.iloc[rows]), rows, broken
+                return (encode or self.encode_columns)(records.iloc[rows]), rows, broken
             except BrokenRecords as error:
                 broken |= {int(rows[i]): message for i, message in error.messages.items()}
                 rows = np.delete(rows, list(error.messages))
+
+    def too_large(self, records, parts: dict[str, Encoded], overflowed: Tensor) -> BrokenRecords:
+        """Return the error for records whose logits overflow; it names the number that is farthest from training.
+
+        parts: their encoded columns.  overflowed: a mask (N,).
+        """
+        frame, messages = self.as_frame(records), {}
+        for i in overflowed.nonzero()[:, 0].tolist():
+            sizes = {column.name: float(parts[column.name][i].abs().max()) for column in self.inputs.get("numbers", ())}
+            name = max(sizes, key=sizes.get, default=self.names[0])
+            why = f"{str(frame[name].iloc[i])!r} is too large a number" if sizes else "the logits are not finite"
+            messages[i] = f"row {frame.index[i]}, column {name!r}: {why}."
+        return BrokenRecords(messages)
 
     def join(self, parts: dict[str, Encoded]) -> dict[str, Encoded]:
         """Put the columns of each input side by side."""

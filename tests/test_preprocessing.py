@@ -28,10 +28,10 @@ from export import Options, export
 from pipeline import Pipeline
 from preprocessing import KINDS, Column, Preprocessor, gather, infer_kind
 from preprocessing.column import evenly_spaced, to_tensor
-from preprocessing.conventions import settle_formats
 from preprocessing.date import DateColumn
+from preprocessing.file_formats import settle_formats
 from preprocessing.number import NumberColumn
-from preprocessing.numerals import find_numbers, form_of, to_numbers
+from preprocessing.number_format import find_numbers, form_of, to_numbers
 from preprocessing.parsing import canonical, name_cell, to_text
 from preprocessing.ragged import PADDING, UNKNOWN
 from sources import read_chunks, read_table
@@ -202,11 +202,11 @@ def settled(separator: str = ",", **columns: list) -> tuple[dict, list[str]]:
 def test_other_columns_of_the_file_decide_what_a_column_does_not_show():
     open_cells, points, commas = ["468", "2.053"], ["1.5", "2.25"], ["1,5", "2,25"]
     forms, (note,) = settled(";", a=open_cells, b=commas)
-    assert forms["a"] == "1.234,56" and "'2.053' is read as 2053, because column 'b' shows it" in note
+    assert forms["a"] == "1.234,56" and "'2.053' is read as 2053, because column 'b' is written so" in note
     assert "--columns 'a=number:1,234.56' reads it as 2.053" in note
     assert settled(";", a=open_cells, b=points)[0] == {"a": "1,234.56"}  # the columns before the separator
     assert settled(";", a=open_cells)[0] == {"a": "1.234,56"}
-    assert settled("\t", a=open_cells)[0] == {"a": "1,234.56"} and "most programs" in settled("\t", a=open_cells)[1][0]
+    assert settled("\t", a=open_cells)[0] == {"a": "1,234.56"} and "more common" in settled("\t", a=open_cells)[1][0]
     assert settled("\t", a=["468", "2.050"])[0] == {"a": "1.234,56"}  # 2.05 would not be written so
     assert settled("", won=["35,447원", "8,900원"])[0] == {"won": "1,234.56원"}
     both = settled(";", a=["468", "12"], b=commas)[0]

@@ -41,7 +41,7 @@ FORMS = [
     "%b %d %H:%M:%S %Y",
     *(d + gap + t + z for gap in (" ", ", ", " - ", "T") for d in DAYS for t in TIMES for z in ("", "%z")),
 ]
-ENOUGH = 5_000  # different cells, evenly spaced, that show how a long column is written; the others are then checked
+ENOUGH = 5_000  # distinct cells sampled to detect how a long column is written; the rest are then checked
 COULD_BE_CODES = (*MONTHS_ALONE, "%Y%m%d")
 CALENDAR = re.compile(
     r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])|(0[1-9]|1[0-2])[./](19|20)\d\d|(19|20)\d\d\.(0[1-9]|1[0-2])"
@@ -68,11 +68,11 @@ _ZONE = re.compile(rf"(?<=\d|M)\s*({'|'.join(ZONES)})$")
 
 @dataclass(frozen=True)
 class Dates:
-    """What the cells of a column say about how its dates are written."""
+    """How the dates of a column are written, with the evidence for it."""
 
     form: str
     share: float = 1.0  # of the cells that are such dates
-    undecided: str = ""  # a cell such as 03/10/2023, if every day and month of the column could be swapped
+    ambiguous: str = ""  # a cell such as 03/10/2023, if every day and month of the column could be swapped
     shows: str = ""  # "day" or "month": what the cells prove to come first; "" = nothing
 
 
@@ -83,7 +83,7 @@ def _swapped(form: str) -> str:
 
 
 def _first(form: str) -> str:
-    """Return which of "day" and "month" comes first, "" where it could not be the other."""
+    """Return "day" or "month", whichever comes first; "" if no other order is in use."""
     return "" if _swapped(form) == form else "day" if form.find("%d") < form.find("%m") else "month"
 
 
@@ -136,7 +136,7 @@ def find_dates(values: pd.Series) -> Dates | None:
         return None
     if len(text) > ENOUGH:
         found = _find(text.iloc[:: len(text) // ENOUGH])
-        if found and not found.undecided and found.share == 1 and not parse_days(text, found.form)[1].any():
+        if found and not found.ambiguous and found.share == 1 and not parse_days(text, found.form)[1].any():
             return found
     return _find(text)
 
@@ -144,7 +144,7 @@ def find_dates(values: pd.Series) -> Dates | None:
 def _find(text: pd.Series) -> Dates | None:
     """Detect how dates are written from different cells."""
     text = text[~text.map(is_missing_word).astype(bool)].map(_normalise).astype("str")
-    forms, proofs, undecided, rest = [], Counter(), "", text
+    forms, proofs, ambiguous, rest = [], Counter(), "", text
     while len(rest) and len(forms) < STYLES:
         candidates = next(filter(None, (_candidates(rest[i : i + 1]) for i in range(min(5, len(rest))))), [])
         if not candidates:
@@ -156,7 +156,7 @@ def _find(text: pd.Series) -> Dates | None:
             only = fits[form] & ~fits[other] if other in fits else fits[form]
             proofs[first] += int(only.sum())
             if not only.any() and (_parse(rest, form) != _parse(rest, other))[fits[form]].any():
-                undecided = undecided or rest[fits[form]].iloc[0]
+                ambiguous = ambiguous or rest[fits[form]].iloc[0]
         forms.append(form)
         rest = rest[~fits[form]]
     if not forms:
@@ -164,7 +164,7 @@ def _find(text: pd.Series) -> Dates | None:
     shows = next((first for first, count in proofs.most_common(1) if count), "")
     forms = list(dict.fromkeys(in_order(form, shows or "month") for form in forms))
     is_date = np.any([_parse(text, form).notna() for form in forms], axis=0)
-    return Dates(JOINT.join(forms), float(is_date.mean()), "" if shows else undecided, shows)
+    return Dates(JOINT.join(forms), float(is_date.mean()), "" if shows else ambiguous, shows)
 
 
 def _count_years(text: pd.Series, form: str) -> int:

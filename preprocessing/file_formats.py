@@ -1,4 +1,4 @@
-"""The columns of a file that show how it writes numbers and dates decide for those that do not.
+"""Resolve ambiguous number and date formats from the other columns of the file.
 
 2.053 is 2053 in one country and a little more than 2 in another, and 03/10/2023 is in March or in October.
 """
@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 
 from config import DataConfig
-from preprocessing.dates import ISO, Dates, find_dates, in_order, parse_days, to_days
-from preprocessing.numerals import PLAIN, Numbers, find_numbers, parse_numbers, to_numbers, with_decimal
+from preprocessing.date_format import ISO, Dates, find_dates, in_order, parse_days, to_days
+from preprocessing.number_format import PLAIN, Numbers, find_numbers, parse_numbers, to_numbers, with_decimal
 from preprocessing.parsing import holds_text
 
-HEAD = 10_000  # rows that show how a file is written; a column that shows nothing there is read as a whole
-DECIMALS = {";": ",", ",": "."}  # the decimal sign that programs write beside a separator
+HEAD = 10_000  # rows used to detect formats; a column that is ambiguous in them is read in full
+DECIMALS = {";": ",", ",": "."}  # usual decimal sign for each separator
 
 
 def settle_formats(table: pd.DataFrame, config: DataConfig, separator: str, notes: list[str]) -> DataConfig:
-    """Return the flags with a format, as --columns takes it, for the columns whose own cells do not show one.
+    """Return the flags with the formats of numbers and dates, as --columns takes them.
 
     separator: of the file, "" if it has none.  notes: gets a line for each column that could be read in two ways.
     """
@@ -46,15 +46,15 @@ def settle_formats(table: pd.DataFrame, config: DataConfig, separator: str, note
             sign, reason = DECIMALS[separator], f"the file is separated by {separator!r}"
         if found.shows:  # the training split alone may not show it
             settled[name] = str(found.form)
-        elif found.undecided or (sign == "," and decimal):
+        elif found.ambiguous or (sign == "," and decimal):
             settled[name] = str(with_decimal(found.form, sign or "."))
         elif sign == ",":  # only the separator says so: 2.053 in another file is then refused
             settled[name] = str(replace(found.form, decimal=","))
-        if found.undecided:
+        if found.ambiguous:
             other = str(with_decimal(found.form, "." if sign == "," else ","))
-            one, two = (parse_numbers(pd.Series([found.undecided]), form)[0][0] for form in (settled[name], other))
+            one, two = (parse_numbers(pd.Series([found.ambiguous]), form)[0][0] for form in (settled[name], other))
             notes.append(
-                f"{name}: {found.undecided!r} is read as {one:.12g}, because {reason or 'most programs write so'}; "
+                f"{name}: {found.ambiguous!r} is read as {one:.12g}, because {reason or 'that is more common'}; "
                 f"--columns '{name}=number:{other}' reads it as {two:.12g}"
             )
     settled = {name: form for name, form in settled.items() if form not in (PLAIN, ISO)}
@@ -69,7 +69,7 @@ def _find(find, values: pd.Series) -> Numbers | Dates | None:
 def _vote(shows: dict[str, str]) -> tuple[str, str]:
     """Return what most columns show, and why; "" if none shows anything."""
     winner = next(iter(Counter(shown for shown in shows.values() if shown).most_common(1)), ("", 0))[0]
-    return winner, f"column {next(name for name in shows if shows[name] == winner)!r} shows it" if winner else ""
+    return winner, f"column {next(name for name in shows if shows[name] == winner)!r} is written so" if winner else ""
 
 
 def _settle_dates(table: pd.DataFrame, dates: dict[str, Dates], decimal: str, notes: list[str]) -> dict[str, str]:
@@ -81,15 +81,15 @@ def _settle_dates(table: pd.DataFrame, dates: dict[str, Dates], decimal: str, no
         first, why = {",": ("day", "of the decimal comma"), ".": ("month", "of the decimal point")}[decimal]
     settled = {}
     for name, found in dates.items():
-        if not found.undecided:
+        if not found.ambiguous:
             settled[name] = found.form
             continue
         settled[name] = in_order(found.form, first or "month")
         other = in_order(found.form, "day" if first != "day" else "month")
-        day = np.datetime64(int(parse_days(pd.Series([found.undecided]), settled[name])[0][0]), "D")
+        day = np.datetime64(int(parse_days(pd.Series([found.ambiguous]), settled[name])[0][0]), "D")
         notes.append(
-            f"{name}: {found.undecided!r} is read as {day}, the {first or 'month'} first, because "
-            f"{why or 'most programs write so'}; --columns '{name}=date:{other}' swaps day and month"
+            f"{name}: {found.ambiguous!r} is read as {day}, the {first or 'month'} first, because "
+            f"{why or 'that is more common'}; --columns '{name}=date:{other}' swaps day and month"
         )
     return settled
 

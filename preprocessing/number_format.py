@@ -1,6 +1,6 @@
 """How numbers are written in text: decimal and thousands signs, currencies, percent signs and units.
 
-A form is written like an example: "1,234.56", "1.234,56 €", "1234,56", "$1,234.56", "1234.56 kg", "1234.56%".
+A form is given as an example number: "1,234.56", "1.234,56 €", "1234,56", "$1,234.56", "1234.56 kg", "1234.56%".
 """
 
 import re
@@ -24,9 +24,9 @@ from preprocessing.parsing import (
 )
 
 PLAIN = "1234.56"
-MANY = 20  # with no more different cells than this, a column with some words among numbers holds categories
-ENOUGH = 10_000  # different cells, evenly spaced, that show how a long column is written; the others are then checked
-NEARLY_ALL = 0.9  # of the cells: the others are mistakes, and not another kind of column
+MANY = 20  # a column of numbers and words with at most this many distinct cells is a category
+ENOUGH = 10_000  # distinct cells sampled to detect how a long column is written; the rest are then checked
+NEARLY_ALL = 0.9  # share of cells that must match; the others are treated as mistakes
 FEW_UNITS = 4  # different units in a column of measurements; with more they are the letters of codes such as 12A
 
 _CURRENCY = (
@@ -57,7 +57,7 @@ class NumberForm:
     """How the numbers of a column are written. Made from an example by `form_of`, and written as one by `str`."""
 
     decimal: str = "."
-    thousands: str = ""  # "" if none was seen: 1,234 is then refused where it could be two numbers
+    thousands: str = ""  # "" = none seen; an ambiguous 1,234 is then refused
     prefix: str = ""
     suffix: str = ""
 
@@ -75,7 +75,7 @@ class NumberForm:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number in text, taken apart."""
+    """The parts of a number in text."""
 
     text: str
     body: str  # digits and signs; spaces are " " and apostrophes "'"
@@ -85,7 +85,7 @@ class Cell:
     power: int  # of ten
     thousands: str
     decimal: str
-    is_open: bool  # 1,234 or 1.234: only the other cells can tell a thousands sign from a decimal sign
+    is_ambiguous: bool  # 1,234 or 1.234: only the other cells can tell a thousands sign from a decimal sign
 
     @property
     def unit(self) -> str:
@@ -117,8 +117,8 @@ def _signs(body: str) -> tuple[str, str, bool] | None:
     if len(kinds) == 2:
         return (kinds[0], last, False) if _is_grouped(whole, kinds[0]) else None
     if len(signs) == 1 and last in ".,":
-        is_open = re.fullmatch(r"[1-9]\d{0,2}[.,]\d{3}", body) is not None
-        return "", last, is_open
+        is_ambiguous = re.fullmatch(r"[1-9]\d{0,2}[.,]\d{3}", body) is not None
+        return "", last, is_ambiguous
     return (last, "", False) if _is_grouped(body, last) else None
 
 
@@ -130,7 +130,7 @@ def _is_grouped(digits: str, sign: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def take_apart(text: str) -> Cell | None:
+def split_number(text: str) -> Cell | None:
     """Return the parts of a number in text; None if it is not a number."""
     text = text.translate(_WIDE).strip()
     text = text.replace("-", "0") if len(text) < 9 and _ZERO.fullmatch(text) else text
@@ -146,10 +146,10 @@ def take_apart(text: str) -> Cell | None:
     if signs is None or (prefix and suffix and suffix.strip()[0] != "/") or (found["power"] and signs[0]):
         return None
     negative = any(sign not in (None, "+") for sign in is_negative)
-    thousands, decimal, is_open = signs
-    is_open = is_open and not found["power"]  # 1.234e+05 has a decimal sign
+    thousands, decimal, is_ambiguous = signs
+    is_ambiguous = is_ambiguous and not found["power"]  # 1.234e+05 has a decimal sign
     power = int((found["power"] or "e0")[1:]) + EXPONENTS.get((found["word"] or "").strip(" ."), 0)
-    return Cell(text, body, negative, prefix, suffix, power, thousands, decimal, is_open)
+    return Cell(text, body, negative, prefix, suffix, power, thousands, decimal, is_ambiguous)
 
 
 @lru_cache(maxsize=256)
@@ -158,10 +158,10 @@ def form_of(example: str) -> NumberForm:
 
     Raises UserError for text that is not a number.
     """
-    cell = take_apart(example)
+    cell = split_number(example)
     if cell is None:
         raise UserError(f"{example!r} is not an example of a number such as 1.234,56 or $1,234.56 or 12 kg.")
-    thousands, decimal = (cell.decimal, "") if cell.is_open else (cell.thousands, cell.decimal)
+    thousands, decimal = (cell.decimal, "") if cell.is_ambiguous else (cell.thousands, cell.decimal)
     other = OTHER.get(thousands, ".")
     return NumberForm(decimal or other, thousands, cell.prefix, cell.suffix)
 
@@ -171,13 +171,13 @@ def form_of(example: str) -> NumberForm:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the cells of a column say about how its numbers are written."""
+    """How the numbers of a column are written, with the evidence for it."""
 
     form: NumberForm
-    undecided: str = ""  # a cell such as 2.053, if no cell of the column tells 2053 from 2.053
-    likely: str = ""  # the decimal sign that is then more likely, "" if both are alike
-    why: str = ""  # it is more likely
-    shows: str = ""  # the decimal sign that the column's cells prove; "" = none
+    ambiguous: str = ""  # a cell such as 2.053, if no cell of the column tells 2053 from 2.053
+    likely: str = ""  # the more likely decimal sign for an ambiguous column; "" = unknown
+    why: str = ""  # the reason
+    shows: str = ""  # decimal sign that the cells prove; "" = none
     share: float = 1.0  # of the cells: numbers with the form's unit, or without one
     any_share: float = 1.0  # of the cells: numbers with any unit
     units: int = 1  # different units, no unit among them
@@ -200,7 +200,7 @@ def find_numbers(values: pd.Series) -> Numbers | None:
     counts = text.value_counts(sort=False).to_dict()
     cells = [cell for cell in counts if not is_missing_word(cell)]
     sample = cells[:: max(1, len(cells) // 200)]  # a column of words is recognised without looking at each of them
-    if sum(take_apart(cell) is not None for cell in sample) < 0.5 * len(sample) or not cells:
+    if sum(split_number(cell) is not None for cell in sample) < 0.5 * len(sample) or not cells:
         return None
     if len(cells) > ENOUGH:
         found = _find({cell: counts[cell] for cell in cells[:: len(cells) // ENOUGH]})
@@ -212,7 +212,7 @@ def find_numbers(values: pd.Series) -> Numbers | None:
 def _find(counts: dict[str, int]) -> Numbers:
     """Detect how numbers are written from {cell: count}, no missing ones among them."""
     cells = list(counts)
-    parts = {cell: part for cell in cells if (part := take_apart(cell)) is not None}
+    parts = {cell: part for cell in cells if (part := split_number(cell)) is not None}
     units = Counter()
     for cell, part in parts.items():
         if part.unit or part.body.strip("0.,"):  # a zero needs no unit
@@ -239,7 +239,7 @@ def _are_codes(cells: list[str]) -> bool:
 
 
 def _find_plain(values: pd.Series) -> Numbers | None:
-    """Return what `find_numbers` does for the usual column, 1234.56, in a fraction of its time; None for any other."""
+    """Fast path of `find_numbers` for plain numbers (1234.56); None for other columns."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -273,29 +273,29 @@ def _cast_plain(cells) -> np.ndarray | None:
 
 def _decide(parts: list[Cell], affixes: tuple[str, str]) -> Numbers:
     """Choose decimal and thousands sign from the cells of one unit."""
-    thousands, decimals = Counter(p.thousands for p in parts), Counter(p.decimal for p in parts if not p.is_open)
+    thousands, decimals = Counter(p.thousands for p in parts), Counter(p.decimal for p in parts if not p.is_ambiguous)
     points = decimals["."] + thousands[","]
     commas = decimals[","] + thousands["."]
     spaces = next((sign for sign in (" ", "'") if thousands[sign]), "")
-    opens = [p for p in parts if p.is_open]
+    ambiguous = [p for p in parts if p.is_ambiguous]
     if points or commas:
         decimal = "," if commas > points else "."
         other = OTHER[decimal]
         proven = not (points and commas)
-        used = thousands[other] or (proven and any(other in p.body for p in opens))
+        used = thousands[other] or (proven and any(other in p.body for p in ambiguous))
         return Numbers(NumberForm(decimal, spaces or (other if used else ""), *affixes), shows=decimal)
-    if spaces or not opens:
+    if spaces or not ambiguous:
         return Numbers(NumberForm(".", spaces, *affixes))
-    signs = Counter(p.decimal for p in opens)
+    signs = Counter(p.decimal for p in ambiguous)
     sign = signs.most_common(1)[0][0]
     short = any(p.body.isdigit() and len(p.body) <= 3 and p.body != "0" for p in parts)
     likely, why = "", ""
     if len(signs) == 1 and _IS_MONEY.fullmatch((affixes[0] + affixes[1]).strip()):
         likely, why = OTHER[sign], "money has two decimals"
-    elif len(signs) == 1 and short and any(p.body.endswith("0") for p in opens):
+    elif len(signs) == 1 and short and any(p.body.endswith("0") for p in ambiguous):
         likely, why = OTHER[sign], "shorter numbers of the column have no sign"
     thousands_sign = "," if signs[","] else ""
-    return Numbers(NumberForm(".", thousands_sign, *affixes), undecided=opens[0].text, likely=likely, why=why)
+    return Numbers(NumberForm(".", thousands_sign, *affixes), ambiguous=ambiguous[0].text, likely=likely, why=why)
 
 
 def with_decimal(form: NumberForm, decimal: str) -> NumberForm:
@@ -309,8 +309,8 @@ def with_decimal(form: NumberForm, decimal: str) -> NumberForm:
 def parse_numbers(values: pd.Series, form: str = PLAIN) -> tuple[np.ndarray, np.ndarray]:
     """Return (numbers, wrong): a column as float64 with NaN for missing cells, and a mask of cells that are neither.
 
-    form: how the column's numbers are written. 1,5 and 1.5 are understood in any column; of 1,234 and 1.234 the form
-    decides which is a thousand. A unit may be left out, and must not be another one.
+    form: how the column's numbers are written. 1,5 and 1.5 are understood in any column; the form decides whether 1,234
+    is 1234 or 1.234. The unit may be omitted but must not differ.
     """
     numbers, text = typed_numbers(values)
     if text is None:
@@ -368,13 +368,13 @@ def _parse_one(text: str, form: NumberForm) -> float | None:
     """Return the number in one cell, NaN if it is missing, None if it is neither."""
     if is_missing_word(text):
         return np.nan
-    cell = take_apart(text)
+    cell = split_number(text)
     if cell is None:
         return float(text) if re.fullmatch(r"\s*[+-]?inf(inity)?\s*", text, re.IGNORECASE) else None
     if cell.unit != form.unit and cell.unit:
         return None
     thousands, decimal = cell.thousands, cell.decimal
-    if cell.is_open:
+    if cell.is_ambiguous:
         if cell.decimal == form.thousands:
             thousands, decimal = cell.decimal, ""
         elif cell.decimal != form.decimal:
@@ -400,9 +400,9 @@ def to_numbers(values: pd.Series, form: str = PLAIN, hint: Callable = fix_or_emp
 
 def _why_not(cell: object, example: str) -> str:
     """Say why a cell is not a number of a form."""
-    form, part = form_of(example), take_apart(str(cell))
+    form, part = form_of(example), split_number(str(cell))
     written = f" written like {example}" if example != PLAIN else ""
-    if part is None or not (part.unit or part.is_open or form.is_percent):
+    if part is None or not (part.unit or part.is_ambiguous or form.is_percent):
         return f"is not a number{written}."
     if part.unit and part.unit != form.unit:
         return f"has the unit {part.unit!r}, but most cells are written like {example}: convert it."
