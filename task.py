@@ -143,7 +143,8 @@ class Task:
     def summary(self) -> str:
         """Describe the problem in one line: "price: regression (mean 6253, std 2414)"."""
         if self.kind == "regression":
-            return f"{self.target}: regression (mean {self.mean:.4g}, std {self.std:.4g})"
+            written = "" if self.form == PLAIN else f"written {self.form}, "
+            return f"{self.target}: regression ({written}mean {self.mean:.4g}, std {self.std:.4g})"
         shown = ", ".join(map(str, self.classes[:8])) + (", …" if len(self.classes) > 8 else "")
         return f"{self.target}: {self.kind} ({shown})"
 

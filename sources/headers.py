@@ -8,8 +8,8 @@ TITLE_LINES = 20  # at most
 def find_header(rows: list[list[str]]) -> int:
     """Return the position of the header among the first rows of a table; an empty list is a blank line.
 
-    It is the first row that is not blank, unless few of its cells are filled and a row of full, distinct names follows,
-    which has as many cells as the rows below it and looks unlike them. A header that is too short is no title.
+    It is the first row that is not blank, or, below mostly empty title rows, the first row of distinct names that is as
+    wide as the rows below and differs from them. A header that is too short is no title.
     """
     top = next((i for i, row in enumerate(rows) if any(row)), 0)
     for at in range(top, min(top + TITLE_LINES + 1, len(rows))):
@@ -21,7 +21,7 @@ def find_header(rows: list[list[str]]) -> int:
 
 def as_note(rows: list[list[str]], count: int) -> str:
     """Return what is said of `count` lines above the header: their number, and the beginning of the first one."""
-    title = " ".join(" ".join(" ".join(cell for cell in row if cell) for row in rows).split())
+    title = " ".join(" ".join(cell for row in rows for cell in row).split())
     return f"{count} line{'s' if count > 1 else ''} above the header skipped ({title[:40]}{'…' * (len(title) > 40)})"
 
 
@@ -57,4 +57,4 @@ def _are_titles(titles: list[list[str]], header: list[str], body: list[list[str]
     if len(names) == 2:  # a title of one cell may as well be a header without its second name
         first = all(row[0].strip() for row, cells in zip(titles, filled, strict=True) if cells)
         return first and (blank or (unlike and (padded or sentence)))
-    return blank or unlike or padded or (sentence and len(body) > 3)
+    return blank or unlike or (sentence and (padded or len(body) > 3))

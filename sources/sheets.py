@@ -39,7 +39,8 @@ def read_sheet(path: str | Path, layout: Layout, rows: int, notes: list[str]) ->
     for i, column in enumerate(header):
         if column in header[:i]:
             raise UserError(f"{path}: column {column!r} occurs twice: rename one of them.")
-    columns = list(zip(*cells[first + 1 :], strict=True)) or [()] * len(header)
+    records = [row for row in cells[first + 1 :] if any(map(_is_filled, row))]
+    columns = list(zip(*records, strict=True)) or [()] * len(header)
     table = {
         name: _as_column(column)
         for name, column in zip(header, columns, strict=True)

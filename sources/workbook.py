@@ -1,4 +1,4 @@
-"""Open a spreadsheet with calamine. Also a program, so that a service can do so in a process of limited memory.
+"""Open a spreadsheet with calamine. Also runs as a script, so that a service can read uploads with limited memory.
 
 Imports nothing of this project: it starts faster.
 """
@@ -45,15 +45,17 @@ def _what_is_wrong(file, error: Exception) -> str:
 
 
 def load_cells_within(path: str, sheet: str, limit: int) -> tuple[str, list[str], list[list]]:
-    """Do the same in a process of limited memory, and for a file of at most `limit` bytes once it is unpacked.
+    """Call `load_cells` in a process of limited memory. limit: bytes of the unpacked file, at most.
 
     A few bytes can be very many cells, and a process that runs out of memory within calamine ends at once.
     """
     with open(path, "rb") as file:
         packed = zipfile.is_zipfile(file)
     try:
-        if packed and sum(part.file_size for part in zipfile.ZipFile(path).infolist()) > limit:
-            raise ValueError(f"more than {limit:,} bytes when unpacked.")
+        if packed:
+            with zipfile.ZipFile(path) as parts:
+                if sum(part.file_size for part in parts.infolist()) > limit:
+                    raise ValueError(f"more than {limit:,} bytes when unpacked.")
         command = [sys.executable, "-P", __file__, path, sheet]
         done = subprocess.run(command, capture_output=True, check=True, timeout=SECONDS)
     except (subprocess.SubprocessError, zipfile.BadZipFile):

@@ -59,9 +59,13 @@ def whole_again(frame: pd.DataFrame) -> pd.DataFrame:
     whole = {
         name: frame[name].astype("Int64")
         for name in frame
-        if frame[name].dtype == float and frame[name].hasnans and (frame[name].dropna() % 1 == 0).all()
+        if frame[name].dtype == float and frame[name].hasnans and _are_whole(frame[name].dropna())
     }
     return frame.assign(**whole)
+
+
+def _are_whole(numbers: pd.Series) -> bool:
+    return bool((numbers % 1 == 0).all() and (numbers.abs() < 2**53).all())
 
 
 def _json_lines(frame: pd.DataFrame) -> bytes:
@@ -83,6 +87,7 @@ def _as_column(cells: pd.Series):
             return column
     except (pa.ArrowException, OverflowError):
         pass
+    cells = cells.astype(object).where(cells.notna(), None)
     text = [c if c is None or isinstance(c, str) else json.dumps(c, ensure_ascii=False, default=str) for c in cells]
     return pa.array(text, pa.string())
 
