@@ -4,6 +4,7 @@ Standard library only, so that --help, a typo and an impossible value are report
 """
 
 import ast
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -136,7 +137,7 @@ class DataConfig:
     def __post_init__(self):
         _as_tuples(self)
         _within(self, val_split=(0, 1), test_split=(0, 1), image_size=(0, 4096), min_freq=(1, INF), batch_size=(0, INF))
-        _within(self, vocab_size=(0, 2**22), max_length=(0, INF), skip_rows=(-1, INF))
+        _within(self, vocab_size=(0, 2**22), max_length=(0, 2**20), skip_rows=(-1, INF))
         shares = self.val_split, self.test_split
         _check(min(shares) > 0 and sum(shares) < 1, "--val-split and --test-split leave no rows for one of the splits.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
@@ -172,10 +173,12 @@ class DataConfig:
                 raise UserError(
                     "that run used a DataFrame: resume it in Python with train(…, table=the same DataFrame)."
                 )
-            if not path or (flag == "--data" and path in BUNDLED) or Path(path).exists():
+            if not path or (flag == "--data" and path in BUNDLED) or os.path.exists(path):
+                is_root = path and Path(path).resolve() == Path(path).resolve().parent
+                _check(not is_root, f"{flag} {path}: give a folder of class folders, not the whole disk.")
                 continue
             folder = Path(path).parent
-            names = [str(folder / p.name) for p in sorted(folder.iterdir())] if folder.is_dir() else []
+            names = [str(folder / p.name) for p in sorted(folder.iterdir())] if os.path.isdir(folder) else []
             raise UserError(f"{flag} {path}: no such file.{did_you_mean(path, names or BUNDLED)}")
 
 
@@ -297,7 +300,7 @@ class RunConfig:
     """CPU threads; 0 = one for small networks, all for large ones."""
 
     def __post_init__(self):
-        _within(self, threads=(0, INF))
+        _within(self, threads=(0, 1024))
         _check(
             re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", self.device) is not None,
             f"--device {self.device}: unknown device.{did_you_mean(self.device, ('auto', 'cpu', 'cuda', 'mps'))}",

@@ -1,12 +1,13 @@
-"""Errors that a user can fix: the exceptions, their one-line report, and a flag parser that reports the same way."""
+"""Errors that a user can fix: the exceptions, and a flag parser that reports in one line."""
 
 import contextlib
 import difflib
+import errno
 import io
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what writing to a full disk raises
 
 
 class UserError(ValueError):
@@ -22,6 +23,13 @@ class BrokenRecords(UserError):
     def __init__(self, messages: dict[int, str]):
         self.messages = dict(sorted(messages.items()))
         super().__init__(next(iter(self.messages.values())))
+
+
+def disk_is_full(error: BaseException | None) -> str:
+    """Return what the system says about the full disk that caused an error; "" if it has another cause."""
+    while error and getattr(error, "errno", None) not in FULL:
+        error = error.__cause__ or error.__context__
+    return error.strerror if error else ""
 
 
 def did_you_mean(name: str, names: Iterable[str], everything: Iterable[str] = ()) -> str:
@@ -86,21 +94,3 @@ def _one_sentence(text: str) -> str:
         return f"{missing[1]} needs a value. See --help."
     text = re.sub(r"^Error parsing ((?!--)\S+: )?", "", text).strip()
     return f"{text} See --help." if text.endswith((".", "?")) else f"{text}. See --help."
-
-
-def run(command: Callable[[], None]) -> None:
-    """Run a command and exit: 0 done, 2 bad input (one line on standard error), 130 interrupted.
-
-    Anything else is a bug and keeps its traceback.
-    """
-    try:
-        command()
-        sys.stdout.flush()
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        print(stop.args[0] if stop.args else "interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `predict.py --output - | head`: the reader closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,18 +5,20 @@
 Preprocessing is part of the graph. Each column is an input: numbers as float64 (N,) with NaN for a missing cell,
 booleans as 0 and 1, dates as days since 1970, categories as strings (N,), images as uint8 pixels (N, channels, size,
 size), texts as token ids (N, length), which the preprocessor computes: it is written beside the graph. The outputs are
-`label` and `probabilities` (or `prediction`) and `logits`.
+`label` and `probabilities` (or `prediction`) and `logits`. `sha256sum --check NAME.onnx.sha256` finds a damaged file.
 """
 
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow down everything else on the machine
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import UserError, parse_flags, run
+from console import run
+from errors import UserError, parse_flags
 
 CHECK_SIZES = (1, 2, 17)  # batch sizes of the check
 OPSET = 18
@@ -29,7 +31,8 @@ class Options:
     checkpoint: str
     """best.pt of a run."""
     output: str = "model.onnx"
-    """The file to write; the preprocessor of texts is written beside it, as NAME.preprocessor.json."""
+    """The file to write; the preprocessor of texts is written beside it, as NAME.preprocessor.json, and checksums as
+    NAME.onnx.sha256."""
 
 
 def graph_inputs(preprocessor, records) -> dict:
@@ -186,15 +189,29 @@ def export(options: Options) -> None:
         raise UserError(f"{options.checkpoint}: it has no self-check rows, so an export could not be checked.")
     serialized = make_onnx(pipeline).SerializeToString()
     check(pipeline, serialized)
+    written = {Path(options.output): serialized}
     with atomic_write(options.output, "wb") as file:
         file.write(serialized)
     sizes = ", ".join(map(str, CHECK_SIZES))
     print(f"{options.output}: same predictions as {options.checkpoint}, checked in batches of {sizes}")
     if any(column.encodes_outside_graph for column in pipeline.preprocessor.columns):
         path = Path(options.output).with_suffix(".preprocessor.json")
-        with atomic_write(path) as file:
-            file.write(json.dumps(pipeline.preprocessor.state(), ensure_ascii=False))
+        written[path] = json.dumps(pipeline.preprocessor.state(), ensure_ascii=False).encode()
+        with atomic_write(path, "wb") as file:
+            file.write(written[path])
         print(f"{path}: the preprocessor, which turns texts into ids")
+    with atomic_write(f"{options.output}.sha256") as file:
+        file.writelines(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n" for path, content in written.items())
+    verify(options.output)
+
+
+def verify(path: str) -> None:
+    """Raise UserError if an exported file, or the preprocessor beside it, is not what `export` wrote."""
+    for line in Path(f"{path}.sha256").read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        written = Path(path).with_name(name)
+        if not written.is_file() or hashlib.sha256(written.read_bytes()).hexdigest() != digest:
+            raise UserError(f"{written}: the file is damaged or missing: export it again.")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backbones.huggingface import Pretrained
 from errors import UserError
+from preprocessing.column import memory
 
 UNKNOWN = 1  # the id of parts of texts that training saw too rarely
 ACTIVATIONS = {
@@ -369,8 +370,23 @@ def build_model(names: list[str], args: dict) -> nn.Module:
 
     args: what the data give (in_features, category_sizes, …), out_features, and the flags of ModelConfig. Each
     constructor gets those that its signature names. An empty `hidden` means the network's own HIDDEN.
-    Raises UserError if a constructor needs something that these data do not provide.
+    Raises UserError if a constructor needs something that these data do not provide, or if training takes more
+    memory than there is.
     """
+    flags = " ".join(["--model", *names, *(["--hidden", *map(str, args["hidden"][:8])] if args.get("hidden") else [])])
+    try:
+        weights = sum(map(math.prod, outline(names, args).values()))
+    except (RuntimeError, OverflowError):  # of torch, for more than 2^63 bytes
+        raise UserError(f"{flags}: a network of this size cannot be built.") from None
+    if (size := 16 * weights) > memory():  # float32: the weights, their gradients, and two moments of Adam
+        raise UserError(
+            f"{flags}: the network has {weights:,} weights; to train it takes {size / 2**30:,.0f} GB of memory, "
+            f"this machine has {memory() / 2**30:,.0f} GB: give smaller widths."
+        )
+    return _build(names, args)
+
+
+def _build(names: list[str], args: dict) -> nn.Module:
     networks = [_build_network(name, args) for name in names]
     if len(networks) == 1:
         return networks[0]
@@ -385,3 +401,32 @@ def _build_network(name: str, args: dict) -> nn.Module:
     if missing:
         raise UserError(f"--model {name} needs {', '.join(missing)}, which these data do not provide.")
     return network(**pick(args, [p.name for p in wanted]))
+
+
+def outline(names: list[str], args: dict, limit: int = 10_000) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights of a network, without the memory that it takes.
+
+    limit: parameters while it is built. Raises RuntimeError for more.
+    """
+    parameters = itertools.count(1)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(parameters) > limit:
+            raise RuntimeError(f"it has more than {limit:,} parameters")
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return {name: tuple(weight.shape) for name, weight in _build(names, args).state_dict().items()}
+    finally:
+        hook.remove()
+
+
+def rebuild_model(spec: dict, state_dict: dict[str, Tensor]) -> nn.Module:
+    """Build the network of a checkpoint, once it is known that the weights fit. Raises RuntimeError if they do not."""
+    limit = 2 * len(state_dict) + 100  # heads are replaced in a JointNetwork
+    needed, stored = outline(**spec, limit=limit), {name: tuple(x.shape) for name, x in state_dict.items()}
+    for name in needed | stored:
+        if needed.get(name) != stored.get(name):
+            raise RuntimeError(f"{name} has the shape {stored.get(name)} instead of {needed.get(name)}")
+    return _build(**spec)

@@ -1,12 +1,9 @@
 """What is trained, saved, loaded and used to predict: preprocessor + model + task, in one checkpoint."""
 
 import copy
-import hashlib
 import json
 import os
-import pickle
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from config import from_plain
-from errors import UserError
-from model import build_model
+from errors import UserError, disk_is_full
+from model import rebuild_model
 from preprocessing import Preprocessor, gather
 from preprocessing.column import Encoded
 from preprocessing.pixels import is_path
 from sources import FILE
+from sources.checkpoint import FORMAT, MAGIC, content_sha256, read_checkpoint, weights_sha256
 from task import Task
 
-FORMAT = 2  # of the checkpoint. A field added later gets a default; a change that old code cannot read makes it 3
-MAGIC = "pytorch-training-project"
 SELF_CHECK_ROWS = 16
 
 
@@ -34,9 +30,11 @@ SELF_CHECK_ROWS = 16
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator:
     """Open a temporary file beside `path`, and rename it to `path` once it is complete and on the disk.
 
-    Raises UserError if the folder cannot be written to.
+    Raises UserError if the folder cannot be written to, or the disk is full: a file that was there before is intact.
     """
     path = Path(path)
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: give the name of a file.")
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -51,19 +49,11 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator:
         os.umask(mask := os.umask(0))  # a temporary file is private; the result has the usual permissions
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if reason := disk_is_full(error):
+            raise UserError(f"{path}: cannot be written ({reason}).") from None
         raise
-
-
-def weights_sha256(state_dict: dict[str, Tensor]) -> str:
-    """Return a hash of the names, types, shapes and bytes of the weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state_dict.items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def choose_device(name: str) -> torch.device:
@@ -131,10 +121,16 @@ class Pipeline:
         return self.to_frame(self.predict_logits(frame)[1], frame)
 
     def predict_logits(self, records) -> tuple[dict[str, Encoded], Tensor]:
-        """Return (parts, logits) of raw records: their encoded columns, and the logits (N, out_features) on the CPU."""
+        """Return (parts, logits) of raw records: their encoded columns, and the logits (N, out_features) on the CPU.
+
+        Raises BrokenRecords for records that cannot be read, or whose logits overflow.
+        """
         preprocessor = self.require_preprocessor()
         parts = preprocessor.encode_columns(records)
-        return parts, self.logits(preprocessor.join(parts))
+        logits = self.logits(preprocessor.join(parts))
+        if not (finite := torch.isfinite(logits)).all():
+            raise preprocessor.too_large(records, parts, ~finite.flatten(1).all(dim=1))
+        return parts, logits
 
     @torch.inference_mode()
     def logits(self, inputs) -> Tensor:
@@ -214,6 +210,7 @@ class Pipeline:
         }
         json.dumps(checkpoint, allow_nan=False)  # plain containers only: anything else is a bug and stops here
         checkpoint |= {"state_dict": state_dict} | ({} if training is None else {"training": training})
+        checkpoint["sha256"] = content_sha256(checkpoint)
         with atomic_write(path, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
@@ -244,11 +241,11 @@ class Pipeline:
         Raises UserError if the file is not a complete checkpoint, or if a self-check row is predicted differently.
         """
         state = read_checkpoint(path)
-        if model is None and state["model_spec"] is None:
+        if model is None and state.get("model_spec") is None:
             raise UserError(f"{path}: the network is not in MODELS: pass it, Pipeline.load(…, model=…).")
         try:
             pipeline = cls(
-                build_model(**state["model_spec"]) if model is None else model,
+                rebuild_model(state["model_spec"], state["state_dict"]) if model is None else model,
                 from_plain(Task, state["task"]),
                 None if state["preprocessor"] is None else Preprocessor.from_state(state["preprocessor"]),
                 model_spec=state["model_spec"],
@@ -257,12 +254,11 @@ class Pipeline:
                 profile=state.get("profile"),
                 threads=state.get("threads", 0),
             )
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: the file does not fit this version of the code ({error!r}).") from None
-        try:
             pipeline.model.load_state_dict(state["state_dict"])
         except RuntimeError as error:
             raise UserError(f"{path}: the weights do not fit the network in model.py ({error}).") from None
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: the file does not fit this version of the code ({error!r}).") from None
         pipeline._self_check(state["self_check"]["predictions"], path)
         return pipeline
 
@@ -275,31 +271,3 @@ class Pipeline:
                     f"{path}: self-check row {row} was predicted {before} when the file was saved and {after} now: "
                     "the code or a library has changed what this model computes."
                 )
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint file without running any code in it, and check that it is complete.
-
-    Raises UserError if it is missing, truncated, modified, of another program or format, or holds code.
-    """
-    if Path(path).is_dir():
-        raise UserError(f"{path} is a folder: give the best.pt or last.pt in it.")
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint.")
-    if str(path).endswith(".onnx"):
-        raise UserError(f"{path}: ONNX files are not supported here: give the best.pt of the run.")
-    try:
-        with warnings.catch_warnings():  # of torch, about files that are refused anyway
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: not a checkpoint of plain data (it may contain code).") from None
-    except Exception as error:  # whatever torch raises for bytes that it did not write
-        raise UserError(f"{path}: truncated, or not a checkpoint ({type(error).__name__}).") from None
-    if not isinstance(state, dict) or state.get("magic") != MAGIC:
-        raise UserError(f"{path}: a PyTorch file, but not a checkpoint of this project.")
-    if state.get("format") != FORMAT:
-        raise UserError(f"{path}: checkpoint format {state.get('format')}; this code reads {FORMAT}: train again.")
-    if weights_sha256(state["state_dict"]) != state["weights_sha256"]:
-        raise UserError(f"{path}: the file is damaged: the weights differ from those that were saved.")
-    return state

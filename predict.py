@@ -17,7 +17,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from errors import UserError, did_you_mean, error_prefix, parse_flags, run
+from console import run
+from errors import UserError, did_you_mean, error_prefix, parse_flags
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def open_output(path: str, source: str):
     from sources import Writer, file_format
 
     if path == "-":
+        if getattr(sys.stdout, "is_closed", False):
+            raise UserError("--output -: standard output is closed.")
         is_jsonl = source.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
         yield Writer(sys.stdout.buffer, "jsonl" if is_jsonl else "csv")
         sys.stdout.buffer.flush()
@@ -107,12 +110,11 @@ def predict(options: Options) -> None:
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
         for frame in prefetch(read_records(path, layout, preprocessor.read_rows, notes)):
             with error_prefix(path):
-                parts, readable, broken = preprocessor.encode_readable(frame)
+                (parts, logits), readable, broken = preprocessor.encode_readable(frame, pipeline.predict_logits)
                 if broken and not options.skip_broken:
                     message = next(iter(broken.values()))
                     hint = "" if "--skip-broken" in message else " (--skip-broken predicts the others)"
                     raise UserError(message + hint)
-                logits = pipeline.logits(preprocessor.join(parts))
                 predictions = pipeline.to_frame(logits, frame, broken if options.skip_broken else None)
                 kept = kept_columns(frame, options.keep, predictions)
             writer.write(pd.concat([kept, predictions], axis=1))

@@ -1,6 +1,7 @@
 """Progress of a run: a bar or plain lines, history.csv, TensorBoard."""
 
 import csv
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -61,16 +62,21 @@ class Progress:
 
     def _write(self, row: dict) -> None:
         writer = csv.DictWriter(self.csv, row.keys())
-        if self.csv.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
-        self.csv.flush()
-        for name, value in row.items():
-            if name != "epoch":
-                self.board.add_scalar(name, value, row["epoch"])
+        try:
+            if self.csv.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+            self.csv.flush()
+            for name, value in row.items():
+                if name != "epoch":
+                    self.board.add_scalar(name, value, row["epoch"])
+        except OSError as error:
+            raise UserError(f"--out {self.out}: cannot be written to ({error.strerror}).") from None
 
     def close(self) -> None:
         self.bar.close()
         if self.out:
-            self.csv.close()
-            self.board.close()
+            with suppress(OSError):  # a full disk, which `_write` has reported
+                self.csv.close()
+            with suppress(OSError):
+                self.board.close()

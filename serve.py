@@ -2,8 +2,8 @@
 
   python serve.py --checkpoint runs/x/best.pt --port 8000
 
-POST /predict, /feedback and /reload; GET /health, /schema, /drift, /metrics (Prometheus), /docs (OpenAPI) and the page
-at /. With an API key, all but /health require it: `Authorization: Bearer KEY`, or as the password in a browser.
+POST /predict, /feedback and /reload; GET /health, /schema, /drift, /metrics (Prometheus), /openapi.json and the page at
+/. With an API key, all but /health require it: `Authorization: Bearer KEY`, or as the password in a browser.
 """
 
 import os
@@ -14,9 +14,10 @@ import gc
 import sys
 from dataclasses import dataclass
 
-from errors import UserError, parse_flags, run
+from console import run
+from errors import UserError, parse_flags
 
-SHUTDOWN_TIMEOUT = 30  # seconds to finish accepted requests when the service is stopped
+SHUTDOWN_TIMEOUT = 8  # seconds to finish accepted requests when the service is stopped; docker kills after 10
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ def serve(options: Options) -> None:
 
     from serving.app import make_app
     from serving.batching import Service
+    from serving.guard import LOOPBACK
+    from serving.protocol import Protocol, Server
 
+    key = read_key(options.api_key or os.environ.get("API_KEY", ""))
     service = Service(options.checkpoint, options.log)
     torch.set_num_threads(service.model.pipeline.threads or torch.get_num_threads())  # 1 for small networks
     try:
@@ -60,8 +64,8 @@ def serve(options: Options) -> None:
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {options.host} --port {options.port}: cannot listen there ({error}).") from None
     host, port = listener.getsockname()[:2]
-    key = options.api_key or os.environ.get("API_KEY", "")
-    if not key and not ipaddress.ip_address(host.split("%")[0]).is_loopback:
+    is_local = ipaddress.ip_address(host.split("%")[0]).is_loopback
+    if not key and not is_local:
         print(
             f"warning: --host {options.host} without an API key: whoever reaches this address can use the model, read "
             "its reports and reload it. Set API_KEY, or --host 127.0.0.1.",
@@ -69,10 +73,18 @@ def serve(options: Options) -> None:
         )
     host = f"[{host}]" if ":" in host else host
     print(f"serving {options.checkpoint} at http://{host}:{port} (Ctrl-C stops)", flush=True)
-    app = make_app(service, key)
+    app = make_app(service, key, (*LOOPBACK, options.host.lower()) if is_local and not key else ())
     gc.freeze()  # the loaded modules stay: scanning them takes the garbage collector 70 ms each time
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT)
-    uvicorn.Server(config).run(sockets=[listener])
+    quiet = {"log_level": "warning", "access_log": False}
+    config = uvicorn.Config(app, http=Protocol, ws="none", timeout_graceful_shutdown=SHUTDOWN_TIMEOUT, **quiet)
+    Server(config, service).run(sockets=[listener])
+
+
+def read_key(key: str) -> str:
+    """Return an API key without the newline that a file may end in. Raises UserError if no header can hold it."""
+    if (key and not key.strip().isprintable()) or key.isspace():
+        raise UserError("API_KEY: the key must be printable characters, in one line.")
+    return key.strip()
 
 
 if __name__ == "__main__":

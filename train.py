@@ -15,13 +15,12 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow down everything else on the machine
 
 import json
-import shutil
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from config import TABLE, Config, DataConfig, ModelConfig, RunConfig, TrainConfig
-from errors import UserError, parse_flags, run
+from console import run
+from errors import UserError, error_prefix, parse_flags
 
 # torch, pandas and scikit-learn are imported where they are used: --help and a typo are reported without them.
 
@@ -53,48 +52,35 @@ def train(
     Raises UserError for anything wrong with data or flags, and KeyboardInterrupt, after saving, when interrupted.
     """
     from dataloader import load_splits
-    from evaluation.run_folder import diagnose, read_tested, write_previews, write_run
+    from evaluation.run_folder import diagnose, open_run_folder, read_tested, write_previews, write_run
     from trainer import Trainer, seed_all
 
     config = Config(data or DataConfig(), model or ModelConfig(), training or TrainConfig(), run or RunConfig())
     path = config.run.resume
     state = _training_state(path) if path else None
     splits = load_splits(config.data, config.training.seed, table)
-    out = _run_folder(config.run, splits.sources[0])
-    config = replace(config, run=replace(config.run, out=str(out), resume=""))
-    if table is not None:
-        config = replace(config, data=replace(config.data, data=TABLE))
-    splits, pipeline, loaders = assemble(splits, config)
-    trainer = Trainer(pipeline, config.training, config.run)
-    if state:
-        _restore(trainer, state, path)
-    _print_data(splits, pipeline)
-    is_new = not out.exists()
-    try:
+    with open_run_folder(config.run, splits.sources[0]) as out:
+        config = replace(config, run=replace(config.run, out=str(out), resume=""))
+        if table is not None:
+            config = replace(config, data=replace(config.data, data=TABLE))
+        splits, pipeline, loaders = assemble(splits, config)
+        trainer = Trainer(pipeline, config.training, config.run)
+        if state:
+            _restore(trainer, state, path)
+        _print_data(splits, pipeline)
         seed_all(config.training.seed, 0)
         write_previews(out, loaders[0], pipeline.preprocessor)
         history = trainer.fit(*loaders[:2])
-    except BaseException:
-        if is_new and not (out / "last.pt").exists():
-            shutil.rmtree(out, ignore_errors=True)  # nothing was learned yet: leave nothing half-written behind
-        raise
-    tested = read_tested(out, trainer, splits, config) if state else None
-    predictions, test = tested or _evaluate(trainer, splits, loaders[2])
-    best = trainer.history[trainer.best["epoch"] - 1]
-    val = {name.removeprefix("val/"): value for name, value in best.items() if name.startswith("val/")}
-    result = Run(
-        pipeline=pipeline,
-        history=history,
-        val=val,
-        test=test,
-        predictions=predictions,
-        out=out,
-        diagnosis=diagnose(val, test, pipeline.task, splits, config),
-    )
-    if tested:
-        print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
-    else:
-        write_run(result, trainer, splits, config)
+        tested = read_tested(out, trainer, splits, config) if state else None
+        predictions, test = tested or _evaluate(trainer, splits, loaders[2])
+        best = trainer.history[trainer.best["epoch"] - 1]
+        val = {name.removeprefix("val/"): value for name, value in best.items() if name.startswith("val/")}
+        diagnosis = diagnose(val, test, pipeline.task, splits, config)
+        result = Run(pipeline, history, val, test, predictions, out, diagnosis)
+        if tested:
+            print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
+        else:
+            write_run(result, trainer, splits, config)
     _print_result(result, trainer)
     return result
 
@@ -172,6 +158,9 @@ def _evaluate(trainer, splits, loader):
 
     pipeline = trainer.pipeline
     logits, targets = trainer.logits(loader)
+    if not torch.isfinite(logits).all():
+        with error_prefix(splits.sources[2]):
+            pipeline.predict_logits(splits.test)  # raises UserError, which names row and column
     in_order = torch.cat(list(loader.batch_sampler)).argsort()  # batches of texts are sorted by length
     predictions = pipeline.to_frame(logits[in_order], splits.test)
     predictions.insert(0, "target", splits.test[splits.target])
@@ -217,21 +206,6 @@ def _restore(trainer, state: dict, path: str) -> None:
 
 
 # ---------------------------------------------------------------- around a run
-
-
-def _run_folder(config: RunConfig, source: str) -> Path:
-    """Return the run folder. Raises UserError if it holds another run or cannot be written to."""
-    base = config.out or f"runs/{Path(source).name.split('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out, count = Path(base), 1
-    while not config.out and out.exists():
-        count += 1
-        out = Path(f"{base}-{count}")
-    if not config.resume and any((out / name).exists() for name in ("best.pt", "last.pt")):
-        raise UserError(f"--out {out} already holds a run: give another folder, or --resume {out / 'last.pt'}.")
-    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"--out {out}: {nearest} is not a folder that can be written to.")
-    return out
 
 
 def _print_result(result: Run, trainer) -> None:

@@ -352,14 +352,14 @@ class Trainer:
     # ------------------------------------------------------------ files
 
     def _save(self) -> None:
-        """Write best.pt, if a better epoch is not in it yet, and last.pt, which also holds the best weights."""
+        """Write last.pt, which also holds the best weights, and best.pt, if a better epoch is not in it yet.
+
+        In this order: whenever there is a best.pt, there is a last.pt to resume from.
+        """
         if not self.out:
             return
         started = time.monotonic()
         self._stop_if_not_finite()
-        if self._saved_best != self.best["epoch"]:
-            self.pipeline.save(self.out / "best.pt", state_dict=self.best["state_dict"])
-            self._saved_best = self.best["epoch"]
         training = {
             "epoch": self.epoch,
             "next_batch": self.next_batch,
@@ -375,6 +375,9 @@ class Trainer:
             "best": self.best,
         }
         self.pipeline.save(self.out / "last.pt", training=training)
+        if self._saved_best != self.best["epoch"]:
+            self.pipeline.save(self.out / "best.pt", state_dict=self.best["state_dict"])
+            self._saved_best = self.best["epoch"]
         self._saved_at = time.monotonic()
         self._save_took = self._saved_at - started
 

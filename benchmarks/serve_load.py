@@ -100,7 +100,7 @@ class Client(asyncio.Protocol):
 
 
 def http(method: str, path: str, body: bytes = b"") -> bytes:
-    headers = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body
 
 

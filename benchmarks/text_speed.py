@@ -41,7 +41,7 @@ COUNTS = {"bag": (20_000, 4_000), "transformer": (4_000, 800)}  # texts to train
 
 
 def make_texts(count: int) -> pd.DataFrame:
-    random, known = np.random.default_rng(0), load_bundled("docstrings", [])[0]
+    random, known = np.random.default_rng(0), load_bundled("docstrings")[0]
     sentences = known["docstring"].str.split("\n\n").str[0].tolist()
     rows = []
     for _ in range(count):

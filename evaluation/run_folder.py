@@ -2,6 +2,12 @@
 
 import json
 import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +17,82 @@ from errors import UserError
 from pipeline import atomic_write, weights_sha256
 from preprocessing.column import evenly_spaced
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 SAMPLE_ROWS = 5
+TEMPORARY = re.compile(r"\.(last\.pt|best\.pt|metrics\.json|test_predictions\.csv|sample\.csv)\.[a-z0-9_]{8}")
+
+
+@contextmanager
+def open_run_folder(config, source: str) -> Iterator[Path]:
+    """Create the run folder, or open that of a run to resume, and lock it: no other run can write to it meanwhile.
+
+    A folder that is new and still without last.pt is removed if an exception leaves the block.
+    Raises UserError if the folder holds another run, is in use by another process, or cannot be written to.
+    """
+    base = config.out or f"runs/{Path(source).name.split('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out, count = Path(base), 1
+    while not config.out and os.path.exists(out):
+        count += 1
+        out = Path(f"{base}-{count}")
+    created = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        os.listdir(out)
+    except OSError as error:
+        raise UserError(f"--out {out}: not a folder that can be written to ({error.strerror}).") from None
+    with _locked(out):
+        _check_run_folder(out, config.resume)
+        try:
+            yield out
+        except BaseException:
+            if created and not (out / "last.pt").exists():  # nothing was learned yet
+                shutil.rmtree(out, ignore_errors=True)
+                with suppress(OSError):
+                    for folder in created[1:]:
+                        folder.rmdir()
+            raise
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Lock a folder. The system releases the lock when the process ends, however it ends.
+
+    Not on Windows, and not on file systems that cannot lock a folder.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_there = out.exists() and os.path.samestat(os.stat(out), os.fstat(descriptor))  # else it was just removed
+    except BlockingIOError:
+        is_there = False
+    except OSError:
+        is_there = True
+    try:
+        if not is_there:
+            raise UserError(f"--out {out}: another run is writing to this folder: wait for it, or give another folder.")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_run_folder(out: Path, resume: str) -> None:
+    """Raise UserError for a folder that holds another run, and remove the temporary files of a run that was killed."""
+    if not os.access(out, os.W_OK):
+        raise UserError(f"--out {out}: not a folder that can be written to.")
+    if not resume and (out / "last.pt").exists():
+        raise UserError(f"--out {out} already holds a run: give another folder, or --resume {out / 'last.pt'}.")
+    if not resume and (out / "best.pt").exists():
+        raise UserError(f"--out {out} already holds a best.pt: give another folder.")
+    for path in out.iterdir():
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_previews(out: Path, loader, preprocessor) -> None:

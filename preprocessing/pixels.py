@@ -10,6 +10,7 @@ import tempfile
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,13 @@ def to_data_url(pixels: np.ndarray) -> str:
 # ---------------------------------------------------------------- one image
 
 
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """A cell whose image is decoded already."""
+
+    array: np.ndarray  # uint8 (channels, size, size)
+
+
 def _prefix(cell: str | bytes) -> str:
     return f"{cell}: " if is_path(cell) else ""
 
@@ -136,11 +144,13 @@ def _as_seen(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(mode)
 
 
-def read_pixels(cell: str | bytes, size: int, channels: int) -> np.ndarray:
+def read_pixels(cell: str | bytes | Pixels, size: int, channels: int) -> np.ndarray:
     """Decode one image: short side to `size`, centre crop; uint8 (channels, size, size).
 
     Raises UserError, naming the file, if there is none, or it is not an image, is broken or is too large.
     """
+    if isinstance(cell, Pixels):
+        return cell.array
     with (
         open_image(cell) as image,
         _one_large_image if image.width * image.height > LARGE_IMAGE else contextlib.nullcontext(),

@@ -19,8 +19,11 @@ from serving.batching import MAX_PIXELS, Service
 from serving.guard import MAX_BODY, Guard
 
 
-def make_app(service: Service, key: str = "") -> FastAPI:
-    """Return the application around a Service. key: the API key that all routes but /health require."""
+def make_app(service: Service, key: str = "", hosts: tuple[str, ...] = ()) -> FastAPI:
+    """Return the application around a Service.
+
+    key: the API key that all routes but /health require.  hosts: names that requests may address; empty = any.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
@@ -30,13 +33,15 @@ def make_app(service: Service, key: str = "") -> FastAPI:
         yield
         worker.cancel()
 
-    app = FastAPI(title=f"Predict {service.model.pipeline.task.target}", lifespan=lifespan)
+    title = f"Predict {service.model.pipeline.task.target}"
+    app = FastAPI(title=title, lifespan=lifespan, docs_url=None, redoc_url=None)  # their scripts come from elsewhere
     _handle_errors(app)
     _add_predict(app, service)
     _add_feedback(app, service)
     _add_reload(app, service)
     _add_reports(app, service)
-    app.add_middleware(Guard, metrics=service.metrics, key=key, paths={route.path for route in app.routes})
+    paths = {route.path for route in app.routes}
+    app.add_middleware(Guard, metrics=service.metrics, key=key, paths=paths, hosts=hosts)
     return app
 
 
@@ -48,7 +53,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(_, error):
-        return JSONResponse({"detail": str(error)}, 422)
+        return JSONResponse({"detail": schema.clean(str(error))}, 422)
 
 
 def _add_predict(app: FastAPI, service: Service) -> None:
@@ -102,7 +107,11 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
         if len(targets) != len(predictions):
             raise UserError(f"targets: expected {len(predictions)}, one per record of the request, got {len(targets)}.")
         task = service.model.pipeline.task
-        service.log.add_targets(request_id, task.target, targets, task.errors(predictions, targets))
+        try:
+            errors = task.errors(predictions, targets)
+        except (LookupError, TypeError, AttributeError):
+            raise sqlite3.DatabaseError("the predictions under this id are damaged") from None
+        service.log.add_targets(request_id, task.target, targets, errors)
 
 
 def _add_reload(app: FastAPI, service: Service) -> None:
@@ -114,7 +123,7 @@ def _add_reload(app: FastAPI, service: Service) -> None:
         try:
             return JSONResponse({"model": await service.reload()})
         except UserError as error:
-            raise HTTPException(409, f"the old model is kept: {error}") from None
+            raise HTTPException(409, schema.clean(f"the old model is kept: {error}")) from None
 
 
 def _add_reports(app: FastAPI, service: Service) -> None:
@@ -134,7 +143,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
             "waiting": service.waiting,
         }
         if service.log:
-            state["live"] = await asyncio.to_thread(service.log.live_score, service.model.sha256, task)
+            state["live"] = task.live_score(*service.log.live_errors(service.model.sha256))
         return state
 
     @app.get("/schema")

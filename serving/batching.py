@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from errors import UserError
 from evaluation.drift import Profile
 from pipeline import Pipeline
+from preprocessing.pixels import Pixels
 from serving.log import Log
 from serving.schema import RecordSchema
 
@@ -38,12 +39,18 @@ class Model:
         self.schema, self.profile = RecordSchema(self.pipeline), Profile(self.pipeline.profile)
         self.file_columns = [c for c in self.pipeline.preprocessor.columns if c.path_cells]
 
-    def check_pixels(self, records: list[dict], first: int) -> None:
-        """Refuse files that are small when compressed and huge when decoded. Raises UserError, naming the row."""
+    def decode(self, records: list[dict], first: int) -> list[dict]:
+        """Return records with their images decoded, so that no image holds up the thread of the model.
+
+        Raises UserError, naming the row, also for files that are small when compressed and huge when decoded.
+        """
         rows = pd.RangeIndex(first, first + len(records), name="row")
         for column in self.file_columns:
             values = pd.Series([record[column.name] for record in records], rows, name=column.name, dtype=object)
             column.check_pixels(values, MAX_PIXELS)
+            decoded = [{column.name: Pixels(pixels)} for pixels in column.encode(values).numpy()]
+            records = [record | pixels for record, pixels in zip(records, decoded, strict=True)]
+        return records
 
     def add_recent(self, rows: int, counts: dict) -> None:
         """Add the counts of new records to the drift window, and drop the oldest ones."""
@@ -60,7 +67,8 @@ class Model:
 class Request:
     """Records of one client, the model that predicts them, and the future of the predictions."""
 
-    records: list[dict]
+    records: list[dict]  # as they were sent
+    decoded: list[dict]
     model: Model
     future: asyncio.Future
     first: int  # number of the first record
@@ -96,6 +104,7 @@ class Service:
         self.log = Log(log) if log else None
         self.queue: deque[Request] = deque()
         self.waiting = 0  # records in the queue or in a forward pass
+        self.one_file = asyncio.Lock()  # uploaded tables are predicted one after the other, to bound the memory
         self._use(self._load())
 
     def _load(self) -> Model:
@@ -147,12 +156,13 @@ class Service:
         Raises UserError for records that cannot be read, and HTTPException when the queue is full.
         """
         model = model or self.model
+        decoded = records
         if model.file_columns:
-            await asyncio.to_thread(model.check_pixels, records, first)
+            decoded = await asyncio.to_thread(model.decode, records, first)
         if self.waiting and self.waiting + len(records) > MAX_QUEUE:
             raise HTTPException(503, "too many records are queued: try again in a second.", {"Retry-After": "1"})
         future = asyncio.get_running_loop().create_future()
-        request = Request(records, model, future, first, request_id or uuid.uuid4().hex)
+        request = Request(records, decoded, model, future, first, request_id or uuid.uuid4().hex)
         self.waiting += len(records)
         self.queue.append(request)
         self.arrived.set()
@@ -162,7 +172,7 @@ class Service:
         """Return the predictions of each request, or the exception that it raises; all requests have the same model."""
         self.metrics.batch.observe(sum(len(request.records) for request in batch))
         try:
-            records = [record for request in batch for record in request.records]
+            records = [record for request in batch for record in request.decoded]
             results = _of_each(batch, *self._predict(records, batch[0].model))
         except Exception:  # predict one by one, so that only the request that causes it fails
             results = [self._predict_one(request) for request in batch]
@@ -173,7 +183,7 @@ class Service:
 
     def _predict_one(self, request: Request) -> tuple[list[dict], list[str]] | Exception:
         try:
-            return _of_each([request], *self._predict(request.records, request.model, request.first))[0]
+            return _of_each([request], *self._predict(request.decoded, request.model, request.first))[0]
         except Exception as error:  # raised again in `predict`
             return error
 
@@ -203,13 +213,24 @@ class Service:
             self.metrics.psi.labels(name).set(state["psi"])
         return {"rows": sum(rows for rows, _ in recent), "window": DRIFT_WINDOW, "columns": columns}
 
+    def close(self) -> None:
+        """Finish what is being predicted, and close the log."""
+        self.thread.shutdown()
+        if self.log:
+            self.log.close()
+
     async def reload(self) -> str:
         """Load the checkpoint file again, use it for all later requests, and return its sha256.
 
         Raises UserError, and keeps the current model, if the file cannot be loaded, its self-check rows are predicted
         differently than when it was saved, or it predicts another target.
         """
-        model = await asyncio.to_thread(self._load)
+        try:
+            model = await asyncio.to_thread(self._load)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file can raise anything
+            raise UserError(f"{self.checkpoint}: cannot be loaded ({type(error).__name__}).") from error
         old, new = ((m.pipeline.task.kind, m.pipeline.task.target) for m in (self.model, model))
         if old != new:
             raise UserError(f"{self.checkpoint}: {new[0]} of {new[1]!r}; this service predicts {old[0]} of {old[1]!r}.")

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import re
 import secrets
 import time
 
@@ -13,23 +14,28 @@ from starlette.responses import JSONResponse
 MAX_BODY = 32 << 20  # bytes of one request
 MAX_BODIES = 256 << 20  # bytes of all requests in progress
 BODY_TIMEOUT = 60  # seconds within which a request body must arrive
+LINGER = 5  # seconds for which the rest of a refused body is read, so that the client gets to read the response
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Guard:
     """ASGI middleware that refuses requests before they reach the application, and counts all of them."""
 
-    def __init__(self, app, metrics, key: str, paths: set[str]):
+    def __init__(self, app, metrics, key: str, paths: set[str], hosts: tuple[str, ...] = ()):
         self.app, self.metrics, self.key, self.paths = app, metrics, key.encode(), paths
+        self.hosts = {host.encode() for host in hosts}  # names under which the service may be requested; empty = any
         self.bodies = 0  # bytes of the requests in progress
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        began, status, size = time.perf_counter(), 500, 0
+        began, status, size = time.perf_counter(), 0, 0
         deadline = asyncio.get_running_loop().time() + BODY_TIMEOUT
+        headers = dict(scope["headers"])
+        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
         async def receive_body():
-            nonlocal size, deadline
+            nonlocal size, deadline, unread
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
@@ -38,7 +44,7 @@ class Guard:
             size += len(message.get("body", b""))
             self.bodies += len(message.get("body", b""))
             if not message.get("more_body"):
-                deadline = None  # the body is complete: later calls only wait for a disconnect
+                deadline, unread = None, False  # the body is complete: later calls only wait for a disconnect
             if size > MAX_BODY:
                 raise HTTPException(413, f"the request body exceeds {MAX_BODY:,} bytes.")
             if self.bodies > MAX_BODIES:
@@ -48,10 +54,18 @@ class Guard:
         async def send_response(message):
             nonlocal status
             status = message.get("status", status)
-            await send(message)
+            if not unread:
+                return await send(message)
+            if message["type"] == "http.response.start":
+                return await send(message | {"headers": [*message["headers"], (b"connection", b"close")]})
+            await send(message | {"more_body": True})
+            if not message.get("more_body"):
+                await _discard(receive)
+                await send({"type": "http.response.body"})
 
         try:
-            headers = dict(scope["headers"])
+            if self.hosts and not self._is_local(headers):
+                raise HTTPException(403, "without an API key only localhost is served: set API_KEY.")
             if not self._is_authorized(scope["path"], headers):
                 challenge = {"WWW-Authenticate": 'Basic realm="model"'}
                 raise HTTPException(401, "the API key is missing or wrong: Authorization: Bearer KEY.", challenge)
@@ -63,11 +77,19 @@ class Guard:
             await response(scope, receive, send_response)
         except ClientDisconnect:
             status = 499
+        except asyncio.CancelledError:  # the service stops
+            if not status:
+                response = JSONResponse({"detail": "the service stops."}, 503, {"Connection": "close"})
+                await response(scope, receive, send_response)
         finally:
             self.bodies -= size
             path = scope["path"] if scope["path"] in self.paths else "other"
-            self.metrics.requests.labels(path, status).inc()
+            self.metrics.requests.labels(path, status or 500).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+
+    def _is_local(self, headers: dict[bytes, bytes]) -> bool:
+        """Return whether the Host is ours: a foreign name can be made to resolve to 127.0.0.1 (DNS rebinding)."""
+        return re.sub(rb":\d*$", b"", headers.get(b"host", b"")).lower() in self.hosts
 
     def _is_authorized(self, path: str, headers: dict[bytes, bytes]) -> bool:
         if not self.key or path == "/health":
@@ -77,6 +99,15 @@ class Guard:
             with contextlib.suppress(ValueError):
                 value = base64.b64decode(value).partition(b":")[2]
         return secrets.compare_digest(value, self.key)
+
+
+async def _discard(receive) -> None:
+    """Read the rest of a body that is refused: closing at once would reset the connection of a client that sends."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER):
+            while size < MAX_BODY and (message := await receive()).get("more_body"):
+                size += len(message["body"])
 
 
 def _is_foreign(method: str, headers: dict[bytes, bytes]) -> bool:

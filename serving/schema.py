@@ -15,6 +15,7 @@ MAX_RECORDS = 1_000  # per request
 MAX_VALUES = 1_000_000  # per JSON body: parsing more would block all other requests
 MAX_WARNINGS = 100  # in a response
 MAX_TEXT = 100_000  # characters of a text, or of any other cell
+LONE = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: perhaps half of a surrogate pair
 
 
 def parse_json(raw: bytes):
@@ -22,12 +23,16 @@ def parse_json(raw: bytes):
     if sum(map(raw.count, b",[{")) > MAX_VALUES:
         raise UserError(f"the request body has more than {MAX_VALUES:,} values.")
     try:
-        body = json.loads(raw, parse_constant=_refuse_constant)
-        if b"\\ud" in raw.lower():  # may be half of a surrogate pair, which neither UTF-8 nor SQLite can store
-            body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
-        return body
+        text = raw.decode(json.detect_encoding(raw))  # json.loads itself would accept invalid UTF-8
+        body = json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(clean(json.dumps(body, ensure_ascii=False))) if LONE.search(text) else body
     except (ValueError, RecursionError) as error:
         raise UserError(f"the request body is not valid JSON: {str(error)[:200]}") from None
+
+
+def clean(text: str) -> str:
+    """Replace halves of surrogate pairs, which JSON can hold, and neither UTF-8 nor SQLite."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _refuse_constant(name: str):

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from errors import UserError
 from serving.batching import Model, Service
-from serving.schema import MAX_RECORDS, MAX_WARNINGS, first_warnings
+from serving.schema import MAX_RECORDS, MAX_WARNINGS, clean, first_warnings
 from sources import FORMATS, file_format, is_gzip, open_unpacked, read_records, whole_again
 
 MAX_ROWS = 100_000  # of an uploaded table
@@ -35,6 +35,8 @@ async def read_files(request: Request) -> list[UploadFile]:
         if error.status_code != 400:  # 400 is a malformed form, others come from the guard
             raise
         raise UserError(f"the form cannot be read: {error.detail}") from None
+    except (ValueError, LookupError):  # of a name in another charset
+        raise UserError("the form cannot be read: the charset must be utf-8.") from None
     files = [file for _, file in form.multi_items()]
     if not files:
         raise UserError("the form has no file.")
@@ -53,7 +55,12 @@ async def predict_table(request: Request, file: UploadFile, service: Service, mo
 
     Raises UserError, naming the file's row, if it cannot be read, or it or its predictions are too large.
     """
-    name, path, request_id, parts, size = file.filename, "", "", [], 0
+    async with service.one_file:
+        return await _predict_table(request, file, service, model)
+
+
+async def _predict_table(request: Request, file: UploadFile, service: Service, model: Model) -> str:
+    name, path, request_id, parts, size = clean(file.filename), "", "", [], 0
     keep, warnings, warned = request.query_params.get("keep", "").lower() in ("true", "1"), [], 0
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -69,7 +76,7 @@ async def predict_table(request: Request, file: UploadFile, service: Service, mo
                 warnings, warned = (warnings + unknown)[:MAX_WARNINGS], warned + len(unknown)
                 if keep:
                     predictions = [p | {"record": record} for p, record in zip(predictions, kept, strict=True)]
-                parts.append(json.dumps(predictions, ensure_ascii=keep)[1:-1])  # a kept cell may hold a surrogate
+                parts.append(json.dumps(predictions, ensure_ascii=False)[1:-1])
                 size += len(parts[-1])
                 if size > MAX_UNPACKED:
                     raise UserError(f"{name}: more than {MAX_UNPACKED:,} bytes of predictions: split the file.")
@@ -114,22 +121,80 @@ def _read_chunks(path: str, model: Model, keep: bool, sheet: str) -> Iterator[tu
     preprocessor, size = model.pipeline.preprocessor, 0
     rows = CHUNK_FILES if model.file_columns else CHUNK_ROWS
     layout = replace(preprocessor.layout, sheet=sheet, max_bytes=MAX_UNPACKED)
-    for frame in read_records(path, layout, rows):
-        everything, frame = frame, preprocessor.as_frame(frame)[preprocessor.names]
-        size += (everything if keep else frame).memory_usage(deep=True).sum()
-        if size > MAX_UNPACKED:  # a few bytes of parquet can be gigabytes
-            raise UserError(f"{path}: more than {MAX_UNPACKED:,} bytes when unpacked.")
-        first = int(frame.index[0])
-        kept = everything.drop(columns=[column.name for column in model.file_columns])
-        yield first, model.schema.validate(_cells(frame), first), _shown(_cells(whole_again(kept))) if keep else []
+    try:
+        if file_format(path) == "parquet":
+            _check_parquet(path)
+        for frame in read_records(path, layout, rows):
+            everything, frame = frame, preprocessor.as_frame(frame)[preprocessor.names]
+            size += (everything if keep else frame).memory_usage(deep=True).sum()
+            if size > MAX_UNPACKED:
+                raise UserError(f"{path}: more than {MAX_UNPACKED:,} bytes when unpacked.")
+            first = int(frame.index[0])
+            kept = everything.drop(columns=[column.name for column in model.file_columns])
+            yield first, model.schema.validate(_cells(frame), first), _shown(_cells(whole_again(kept))) if keep else []
+    except UserError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # cells that pandas cannot hold
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+
+
+def _check_parquet(path: str) -> None:
+    """Refuse a few bytes of parquet that would be gigabytes, from the sizes it states and the lengths of its texts.
+
+    Texts stay dictionary-encoded for that. Raises UserError if the file is too large or cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import parquet
+
+    too_large = UserError(f"{path}: more than {MAX_UNPACKED:,} bytes when unpacked.")
+    try:
+        with parquet.ParquetFile(path) as file:
+            about, columns = file.metadata, range(file.metadata.num_columns)
+            parts = [about.row_group(i).column(j) for i in range(about.num_row_groups) for j in columns]
+            if sum(part.total_uncompressed_size + 4 * part.num_values for part in parts) > MAX_UNPACKED:
+                raise too_large
+            texts = [file.schema.column(j).path for j in columns if file.schema.column(j).physical_type == "BYTE_ARRAY"]
+        size = 0
+        with parquet.ParquetFile(path, read_dictionary=texts) as file:
+            for batch in file.iter_batches(CHUNK_ROWS, columns=texts):
+                for column in _flat(batch.columns):
+                    if pa.types.is_dictionary(column.type):
+                        column = pc.take(pc.binary_length(column.dictionary), column.indices)
+                    else:
+                        column = pc.binary_length(column)
+                    size += pc.sum(column).as_py() or 0
+                if size > MAX_UNPACKED:
+                    raise too_large
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: cannot be read as parquet: {error}.") from None
+
+
+def _flat(arrays: list) -> Iterator:
+    """Yield the arrays of plain values in nested ones."""
+    import pyarrow as pa
+
+    for array in arrays:
+        if pa.types.is_nested(array.type):
+            yield from _flat(array.flatten() if pa.types.is_struct(array.type) else [array.flatten()])
+        else:
+            yield array
 
 
 def _cells(frame) -> list[dict]:
     """Return the rows of a table with cells of plain types, None for a missing one."""
     return [
-        {name: cell if isinstance(cell, CELL_TYPES) else str(cell) for name, cell in record.items()}
+        {name: _plain(cell) for name, cell in record.items()}
         for record in frame.astype(object).where(frame.notna(), None).to_dict("records")
     ]
+
+
+def _plain(cell):
+    if isinstance(cell, str):
+        return clean(cell)
+    return cell if isinstance(cell, CELL_TYPES) else str(cell)
 
 
 def _shown(records: list[dict]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Where records come from (tables, folders, a service's log, standard input, bundled examples), and go to."""
+"""Files: where records come from (tables, folders, a log, standard input, examples) and go to; reading checkpoints."""
 
 from sources.bundled import load_bundled
 from sources.encodings import is_gzip, open_unpacked

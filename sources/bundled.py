@@ -1,27 +1,23 @@
 """Example data that is on every machine: scikit-learn's tables and digits, and the docstrings of Python's library."""
 
 import ast
-import contextlib
-import os
+import io
 import sysconfig
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from errors import UserError
-from sources.folders import read_folder
-from sources.layout import LABEL
+from sources.layout import FILE, LABEL
 
 PACKAGES = ("asyncio", "email", "importlib", "logging", "multiprocessing", "unittest", "xml")
 
 
-def load_bundled(name: str, notes: list[str]) -> tuple[pd.DataFrame, str, dict[str, str]]:
+def load_bundled(name: str) -> tuple[pd.DataFrame, str, dict[str, str]]:
     """Return the records of an example, the name of its target, and the kinds of the columns that need one."""
     if name == "digits":
-        records, kinds = read_folder(_digits_folder(), notes)
-        return records, LABEL, kinds
+        return _load_digits(), LABEL, {FILE: "image"}
     if name == "docstrings":
         return _load_docstrings(), "package", {"docstring": "text"}
     return _load_table(name), "target", {}
@@ -39,22 +35,19 @@ def _load_table(name: str) -> pd.DataFrame:
     return table
 
 
-def _digits_folder() -> Path:
-    """Write scikit-learn's 1,797 digits as png files by class, once, to the temporary folder; return where."""
-    folder = Path(tempfile.gettempdir()) / "digits-as-png-1797"
-    if not folder.exists():
-        from PIL import Image
-        from sklearn.datasets import load_digits
+def _load_digits() -> pd.DataFrame:
+    """Return scikit-learn's 1,797 digits, by class, as the bytes of png files."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-                path = Path(temporary) / "digits" / str(label) / f"{i:04}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).save(path)
-            with contextlib.suppress(OSError):  # another run was faster
-                os.replace(Path(temporary) / "digits", folder)
-    return folder
+    digits, files = load_digits(), []
+    order = np.argsort(digits.target, kind="stable")
+    for pixels in (digits.images[order] * 255 / 16).round().astype(np.uint8):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(file.getvalue())
+    index = pd.RangeIndex(1, len(files) + 1, name="row")
+    return pd.DataFrame({FILE: files, LABEL: digits.target[order].astype(str)}, index=index)
 
 
 def _load_docstrings() -> pd.DataFrame:

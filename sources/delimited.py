@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from errors import UserError
-from sources.encodings import HEAD, as_raw_text, find_encoding, is_gzip, open_unpacked, read_head, reading
+from sources.encodings import HEAD, as_raw_text, find_encoding, guess_note, is_gzip, open_unpacked, read_head, reading
 from sources.headers import as_note, find_header
 from sources.layout import Layout
 
@@ -144,13 +144,14 @@ def holds_table(path: str | Path, column: str) -> bool:
 def read_delimited(path: str | Path, layout: Layout, notes: list[str]) -> Iterator[pd.DataFrame]:
     """Yield a text table block by block, so that one block is in memory at a time. Each column is text, "" if empty.
 
-    notes: gets a line if lines above the header are skipped.
+    notes: gets a line if lines above the header are skipped, and one if the encoding is a guess.
     Raises UserError, naming the row, for rows of another length than the header and for quotes that are left open.
     """
     import pyarrow as pa
 
     dialect, rows, batch = find_dialect(path, layout), 0, None
     notes += [f"{path}: {dialect.note}"] if dialect.note else []
+    notes += guess_note(path, dialect.encoding, layout.encoding)
     with _arrow_batches(path, dialect, layout) as batches:
         for part in batches:
             if not len(part):

@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import io
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,14 @@ HEAD = 1 << 20  # bytes that are read to detect how a file is written
 EVERYDAY_LATIN = frozenset(  # letters of western languages, and the quotes, dashes and dots that Windows adds
     "ŒœŠšŽžŸ„‚‹›ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûü\xa0¡£§ª«°²³µ·º»¿€…‘’“”•–—™".encode("cp1252")
 )
+
+
+def check_is_file(path: str | Path) -> None:
+    """Raise UserError if there is no such file, or if it is a folder or a pipe, which could be waited for endlessly."""
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file.")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: this is a folder, a pipe or a device: give a file.")
 
 
 def is_gzip(path: str | Path) -> bool:
@@ -90,14 +99,27 @@ def find_encoding(path: str | Path, head: bytes, separator: str = "", skip: int 
         block = block[block.find(b"\n") + 1 : block.rfind(b"\n")]
     letters = [c for c in block.decode("cp949", "replace") if c > "\x7f"]
     korean = [c for c in letters if "가" <= c <= "힣" or "ㄱ" <= c <= "ㅣ"]
-    # Everyday Korean is in the 2,350 syllables of euc-kr; western letters read as cp949 give the rare ones beyond
-    if 2 * sum(len(c.encode("euc-kr", "ignore")) == 2 for c in korean) > len(letters):
+    # Everyday Korean is in the 2,350 syllables of euc-kr; western letters read as cp949 give the rare ones beyond.
+    # Korean has few Chinese characters; Chinese in GB18030, read as cp949, gives many
+    chinese = sum("\u4e00" <= c <= "\u9fff" or "\uf900" <= c <= "\ufaff" for c in letters)
+    if 2 * sum(len(c.encode("euc-kr", "ignore")) == 2 for c in korean) > len(letters) >= 3 * chinese:
         if _first_invalid_block(path, "cp949") is not None:
             raise _damaged(path, "cp949", separator, skip)
         return "cp949"
     if 2 * sum(byte in EVERYDAY_LATIN for byte in block) < sum(byte > 0x7F for byte in block):
         raise _damaged(path, "utf-8", separator, skip)
+    words = b"".join(re.findall(rb"[\xa1-\xff]{4,}", block))  # of other scripts; western letters are apart
+    if len(set(words)) > 8 and 2 * len(words) > sum(byte > 0x7F for byte in block):
+        raise UserError(
+            f"{path}: the encoding is none of UTF-8, UTF-16, cp949, cp1252: give it, such as --encoding gb18030."
+        )
     return "cp1252" if _first_invalid_block(path, "cp1252") is None else "latin-1"
+
+
+def guess_note(path: str | Path, encoding: str, named: str) -> list[str]:
+    """Return a note if an encoding is only a guess, because its bytes could also be text in another one."""
+    is_guess = not named and not encoding.startswith("utf")
+    return [f"{path}: read as {encoding}, which is a guess: --encoding overrules it"] if is_guess else []
 
 
 def as_raw_text(head: bytes, named: str = "") -> str:

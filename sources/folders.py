@@ -9,15 +9,21 @@ import pandas as pd
 
 from errors import UserError
 from preprocessing.parsing import canonical
-from sources.encodings import HEAD, find_encoding, reading
+from sources.encodings import HEAD, find_encoding, guess_note, reading
 from sources.layout import FILE, IMAGE_ENDINGS, LABEL, TEXT_ENDINGS, Layout
 
 
-def read_text_file(path: str | Path, encoding: str = "") -> str:
-    """Return the text in a file, whatever its encoding unless one is given. Raises UserError if it cannot be read."""
+def read_text_file(path: str | Path, encoding: str = "", notes: list[str] | None = None) -> str:
+    """Return the text in a file, whatever its encoding unless one is given. Raises UserError if it cannot be read.
+
+    notes: gets a line if the encoding is a guess.
+    """
     with reading(path):
         raw = Path(path).read_bytes()
-        return raw.decode(find_encoding(path, raw[:HEAD], named=encoding)).removeprefix("\ufeff")
+        found = find_encoding(path, raw[:HEAD], named=encoding)
+        if notes is not None:
+            notes += guess_note(path, found, encoding)
+        return raw.decode(found).removeprefix("\ufeff")
 
 
 def _is_wanted(path: Path, endings: tuple[str, ...]) -> bool:
@@ -58,7 +64,9 @@ def read_folder(folder: str | Path, notes: list[str], encoding: str = "") -> tup
     records = pd.DataFrame(rows, columns=[FILE, LABEL], index=pd.RangeIndex(1, len(rows) + 1, name="row"))
     if wanted is images:
         return records, {FILE: "image"}
-    records.insert(0, "text", [read_text_file(path, encoding) for path in records[FILE]])
+    guesses: list[str] = []
+    records.insert(0, "text", [read_text_file(path, encoding, guesses) for path in records[FILE]])
+    notes += guesses[:1] + ([f"{folder}: so are {len(guesses) - 1} more files"] if len(guesses) > 1 else [])
     return records, {"text": "text", FILE: "drop"}
 
 

@@ -12,16 +12,24 @@ import pandas as pd
 
 from errors import UserError
 from preprocessing.parsing import frame_of
-from sources.encodings import reading
+from sources.encodings import check_is_file, reading
 
 
 @contextmanager
 def _open_log(path: str | Path) -> Iterator[sqlite3.Connection]:
+    check_is_file(path)
     try:
         with reading(path), contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as log:
+            if not _has_table(log, "requests"):
+                raise UserError(f"{path}: not a log of requests of serve.py: it has no table of that name.")
             yield log
     except sqlite3.Error as error:
         raise UserError(f"{path}: not a readable log of requests ({error}).") from None
+
+
+def _has_table(log: sqlite3.Connection, name: str) -> bool:
+    """Return whether there is a table: a view of the same name may be endless."""
+    return bool(log.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [name]).fetchone())
 
 
 def log_kinds(path: str | Path) -> dict[str, str]:
@@ -31,22 +39,35 @@ def log_kinds(path: str | Path) -> dict[str, str]:
         " ORDER BY requests.rowid DESC LIMIT 1"
     )
     with _open_log(path) as log:
-        if not log.execute("PRAGMA table_info(models)").fetchall():
-            return {}
-        found = log.execute(query).fetchone()
-    return json.loads(found[0]) if found else {}
+        found = log.execute(query).fetchone() if _has_table(log, "models") else None
+    try:
+        kinds = json.loads(found[0]) if found else {}
+        return dict(zip(kinds, map(str, kinds.values()), strict=True))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path}: the kinds of columns in the table models are damaged.") from None
 
 
 def read_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
     """Yield the records whose true target is known, `rows` at a time, with the target as their last column."""
-    query = "SELECT record, name, target FROM requests WHERE target IS NOT NULL ORDER BY rowid"
+    query = "SELECT rowid, record, name, target FROM requests WHERE target IS NOT NULL ORDER BY rowid"
     with _open_log(path) as log:
         found = log.execute(query)
         part = found.fetchmany(rows)
         if not part:
             raise UserError(f"{path}: none of its records has a true target yet; POST /feedback adds them.")
         while part:
-            frame = frame_of([json.loads(record) | {name: json.loads(target)} for record, name, target in part])
-            name = part[-1][1]
+            frame = frame_of([_with_target(path, *row) for row in part])
+            name = part[-1][2]
             yield frame[[c for c in frame if c != name] + [name]]
             part = found.fetchmany(rows)
+
+
+def _with_target(path: str | Path, row: int, record: str, name: str, target: str) -> dict:
+    """Return the record of a row of the log, with its target under its name."""
+    try:
+        values = json.loads(record)
+        if isinstance(values, dict) and isinstance(name, str):
+            return values | {name: json.loads(target)}
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise UserError(f"{path}: row {row} of the table requests is damaged: it is not a record with a target in JSON.")

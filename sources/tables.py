@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 from errors import UserError, did_you_mean
 from preprocessing.parsing import NULLS, frame_of
 from sources.delimited import TEXT_BLOCK, find_separator, holds_table, read_delimited
-from sources.encodings import HEAD, find_encoding, open_unpacked, read_head, reading
+from sources.encodings import HEAD, check_is_file, find_encoding, guess_note, open_unpacked, read_head, reading
 from sources.folders import find_files, read_files
 from sources.layout import AS_WRITTEN, TABLE, Layout, file_format
 from sources.request_log import read_log
@@ -47,8 +48,7 @@ def read_chunks(
     long, are in memory as a whole. notes: see `read_table`.
     Raises UserError, naming the row, if the file cannot be read.
     """
-    if not Path(path).exists():
-        raise UserError(f"{path}: no such file.")
+    check_is_file(path)
     notes = [] if notes is None else notes
     start, is_log = 1, file_format(path) == "log"  # which holds data URLs, and no file names to resolve
     for frame in _read(path, layout, rows, notes):
@@ -81,7 +81,7 @@ def _holds_lines(path: str | Path, layout: Layout) -> bool:
 
 def _read(path: str | Path, layout: Layout, rows: int, notes: list[str]) -> Iterator[pd.DataFrame]:
     if _holds_lines(path, layout):
-        return _read_lines(path, layout, rows)
+        return _read_lines(path, layout, rows, notes)
     match file_format(path):
         case "csv":
             return read_delimited(path, layout, notes)
@@ -109,9 +109,11 @@ def resolve_paths(frame: pd.DataFrame, layout: Layout, source: str | Path) -> pd
     return frame
 
 
-def _read_lines(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.DataFrame]:
+def _read_lines(path: str | Path, layout: Layout, rows: int, notes: list[str]) -> Iterator[pd.DataFrame]:
     with reading(path):
-        encoding = find_encoding(path, read_head(path), named=layout.encoding).replace("utf-8", "utf-8-sig")
+        encoding = find_encoding(path, read_head(path), named=layout.encoding)
+    notes += guess_note(path, encoding, layout.encoding)
+    encoding = encoding.replace("utf-8", "utf-8-sig")
     with reading(path), io.TextIOWrapper(open_unpacked(path), encoding=encoding) as lines:
         while part := [line.removesuffix("\n") for line in itertools.islice(lines, rows)]:
             yield pd.DataFrame({layout.lone: part})
@@ -165,6 +167,9 @@ def _read_parquet(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.Da
     done = 0
     try:
         with reading(path), parquet.ParquetFile(open_unpacked(path)) as file:
+            for name, count in Counter(file.schema_arrow.names).items():
+                if count > 1:
+                    raise UserError(f"{path}: column {name!r} occurs twice: rename one of them.")
             for batch in file.iter_batches(batch_size=rows):
                 batch.validate(full=True)  # otherwise invalid UTF-8 is found much later
                 for i, field in enumerate(batch.schema):
@@ -179,8 +184,15 @@ def _read_parquet(path: str | Path, layout: Layout, rows: int) -> Iterator[pd.Da
                 done += len(batch)
                 frame = batch.to_pandas()
                 frame = frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
+                frame.columns = [str(name) for name in frame.columns]
+                for name, kind in frame.dtypes.items():
+                    if isinstance(kind, (pd.IntervalDtype, pd.PeriodDtype)):
+                        frame[name] = frame[name].astype(object).map(str, na_action="ignore")
                 yield _with_exact_integers(frame, batch)
-    except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:  # also from pandas' own metadata
+    except UserError:
+        raise
+    except (pa.ArrowException, KeyError, TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as error:
+        # also from metadata that pandas keeps in the file
         raise UserError(f"{path}: cannot be read as parquet: {error}.") from None
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,18 @@ def command(*args, cwd=None, stdin: bytes | None = None, env=None, timeout=120) 
         env={**os.environ, **(env or {})},
         check=False,
     )
+
+
+@contextmanager
+def file_size_limit(size: int):
+    """Let no file of this process grow beyond `size` bytes: to write more fails as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:

@@ -12,11 +12,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TARGETS, assert_refused, command, mixed_csv, mixed_table, table_for
+from conftest import (
+    ROOT,
+    TARGETS,
+    assert_refused,
+    command,
+    file_size_limit,
+    mixed_csv,
+    mixed_table,
+    quick_run,
+    table_for,
+)
 from pyarrow import parquet
 
+import model as model_module
 from config import DataConfig, ModelConfig, TrainConfig
-from errors import UserError
+from errors import BrokenRecords, UserError
 from pipeline import Pipeline, read_checkpoint
 from train import train
 
@@ -119,8 +130,11 @@ BAD_TABLES = {
     "few rows": (bad_table().head(3), ["3 rows are too few"]),
     "only nulls": (bad_table(a=None), ["a: constant, no values in the training rows"]),
     "infinities": (bad_table(b=[1.0] * 16 + [np.inf] + [2.0] * 43), ["row 17", "column 'b'", "infinite"]),
-    "units": (bad_table(b=[f"{i} kg" for i in range(60)]), ["column 'b'", " kg'", "--columns b=category"]),
-    "thousands": (bad_table(b=[f"{i:,}" for i in range(980, 1040)]), ["row 21", "column 'b'", "'1,000'"]),
+    "units": (
+        bad_table(b=[f"{i} {'kg' if i % 9 else 'g'}" for i in range(60)]),
+        ["row 1", "'0 g'", "unit 'g'", "=drop"],
+    ),
+    "words": (bad_table(b=[*range(1, 60), "k. Ang."]), ["row 60", "'k. Ang.'", "--missing 'k. Ang.'"]),
     "duplicate columns": ("a,a,y\n" + "1,2,no\n3,4,yes\n" * 20, ["column 'a' occurs twice"]),
     "text without spaces": (
         pd.DataFrame({"review": [f"这家餐厅的菜第{i}次来都很好吃" for i in range(60)], "y": ["no", "yes"] * 30}),
@@ -172,6 +186,10 @@ def test_a_column_of_nulls_is_left_out(tmp_path):
         (["--device", "gpu"], ["--device gpu"]),
         (["--milestones", "5", "3"], ["--milestones"]),
         (["--resume", "absent.pt"], ["absent.pt: no such checkpoint"]),
+        (["--threads", "1000000000"], ["--threads must be a number from 0 to 1024"]),
+        (["--max-length", "1000000000"], ["--max-length must be a number from 0 to"]),
+        (["--data", "/"], ["--data /: give a folder of class folders"]),
+        (["--data", "x" * 5000], ["--data xxx", "no such file"]),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(tmp_path, flags, words):
@@ -183,7 +201,9 @@ def test_flags_that_do_not_fit_the_data(table, tmp_path):
     base = ["--data", table, "--target", "binary", "--out", tmp_path / "run"]
     assert_refused(command("train.py", *base, "--monitor", "rmse"), "--monitor rmse", "roc_auc")
     (tmp_path / "file").write_text("")
-    assert_refused(command("train.py", *base[:-1], tmp_path / "file" / "run"), "--out", "is not a folder")
+    assert_refused(
+        command("train.py", *base[:-1], tmp_path / "file" / "run"), "--out", "not a folder that can be written to"
+    )
     assert_refused(command("train.py", *base, "--model", "cnn"), "--model cnn reads image", "numbers, categories, text")
     assert_refused(
         command("train.py", *base, "--model", "bag", "transformer"), "--model bag transformer", "two networks read text"
@@ -193,8 +213,8 @@ def test_flags_that_do_not_fit_the_data(table, tmp_path):
 
 @pytest.mark.parametrize("flags", [["--help"], ["--epocs", "3"], ["--data", "absent.csv"]])
 def test_help_and_errors_do_not_wait_for_torch(tmp_path, flags):
-    code = f"import sys; sys.argv = ['train.py', *{flags}]; sys.path.insert(0, {str(ROOT)!r}); import train, errors\n"
-    code += "try:\n    errors.run(train.main)\nfinally:\n    print('torch' in sys.modules, 'pandas' in sys.modules)"
+    code = f"import sys; sys.argv = ['train.py', *{flags}]; sys.path.insert(0, {str(ROOT)!r}); import train, console\n"
+    code += "try:\n    console.run(train.main)\nfinally:\n    print('torch' in sys.modules, 'pandas' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.stdout.endswith("False False\n"), result.stdout + result.stderr
 
@@ -443,3 +463,80 @@ def test_one_value_means_a_tuple_of_one():
     assert (data.text, data.columns, data.clean) == (("a",), ("b=drop",), ("html",))
     assert data.column_kinds() == {"a": "text", "b": "drop"} and DataConfig(text="").text == ()
     assert TrainConfig(milestones=3).milestones == (3,) and TrainConfig(milestones=[3, 5]).milestones == (3, 5)
+
+
+def test_a_closed_output_stops_nothing(runs, tmp_path):
+    """What cannot be printed is dropped; predictions that cannot be written are an error."""
+    data, checkpoint = runs["binary"].out.parent / "binary.csv", runs["binary"].out / "best.pt"
+    train = f"train.py --data {data} --target binary --epochs 2 --out {tmp_path / 'run'}"
+    predict = f"predict.py --checkpoint {checkpoint} --input {runs['binary'].out / 'sample.csv'} --output"
+    commands = f"{train} 2>&- | true", f"{predict} {tmp_path / 'o.csv'} <&- >&- 2>&-", f"{predict} - > /dev/full"
+    shell = ["bash", "-o", "pipefail", "-c"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
+    started = [subprocess.Popen([*shell, f"{sys.executable} {line}"], **pipes) for line in commands]
+    errors = [process.communicate(timeout=120)[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 2], errors
+    assert errors[:2] == ["", ""] and errors[2].count("\n") == 1 and "No space left" in errors[2]
+    assert (tmp_path / "run" / "metrics.json").exists() and len(pd.read_csv(tmp_path / "o.csv")) == 5
+
+
+def with_large_weights(model):
+    """Multiply the weights of the first layer, so that large inputs overflow; batch normalisation undoes it."""
+    with torch.no_grad():
+        next(layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)).weight *= 1e4
+    return model
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_numbers_whose_logits_overflow_are_broken(runs, tmp_path, kind):
+    """Each is finite as float32, but not what the network makes of it."""
+    import predict
+
+    table, pipeline = table_for(kind, rows=9, seed=3).drop(columns=kind), Pipeline.load(runs[kind].out / "best.pt")
+    with_large_weights(pipeline.model)
+    pipeline.save(tmp_path / "best.pt")
+    good = pipeline.predict(table)
+    table.loc[2, "age"], table.loc[5, "income"] = 4e39, -1e42
+    table.to_csv(tmp_path / "in.csv", index=False)
+    with pytest.raises(BrokenRecords) as error:
+        pipeline.predict(table)
+    assert list(error.value.messages) == [2, 5]
+    options = {"checkpoint": str(tmp_path / "best.pt"), "input": str(tmp_path / "in.csv")}
+    output = tmp_path / "out.csv"
+    with pytest.raises(UserError, match=r"in.csv: row 3, column 'age': '4e\+39' is too large a number"):
+        predict.predict(predict.Options(**options, output=str(output)))
+    assert not output.exists()
+    predict.predict(predict.Options(**options, output=str(output), skip_broken=True))
+    written = pd.read_csv(output)
+    assert written["error"].notna().tolist() == [i in (2, 5) for i in range(9)] and "'income'" in written["error"][5]
+    assert written["prediction"].isna().tolist() == [i in (2, 5) for i in range(9)]
+    pd.testing.assert_frame_equal(written[good.columns].drop([2, 5]), good.drop([2, 5]), check_dtype=False, rtol=1e-5)
+
+
+def test_too_large_numbers_in_training(tmp_path, monkeypatch):
+    table = table_for("regression")
+    large = table.assign(regression=table["regression"] * 1e197)
+    with pytest.raises(UserError, match=r"target 'regression': .* is too large"):
+        quick_run(tmp_path / "run", large, data=DataConfig(target="regression"))
+    test = table.head(20).assign(age=[50.0] * 10 + [4e39] + [50.0] * 9)
+    test.to_csv(tmp_path / "test.csv", index=False)
+    build = model_module.build_model
+    monkeypatch.setattr(model_module, "build_model", lambda *args: with_large_weights(build(*args)))
+    data = DataConfig(target="regression", test_data=str(tmp_path / "test.csv"))
+    with pytest.raises(UserError, match=r"test.csv: row 11, column 'age': '4e\+39' is too large a number"):
+        quick_run(tmp_path / "run", table, data=data)
+
+
+def test_where_files_cannot_be_written(runs, tmp_path):
+    import predict
+
+    with pytest.raises(UserError, match=r"--out .*not a folder that can be written to .File name too long"):
+        quick_run(tmp_path / ("x" * 300), table_for("binary"))
+    options = {"checkpoint": str(runs["binary"].out / "best.pt"), "input": str(runs["binary"].out / "sample.csv")}
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=r"folder\.csv is a folder"):
+        predict.predict(predict.Options(**options, output=str(tmp_path / "folder.csv")))
+    for form in ("csv", "jsonl", "parquet"):
+        with file_size_limit(100), pytest.raises(UserError, match=rf"x\.{form}: cannot be written .File too large"):
+            predict.predict(predict.Options(**options, output=str(tmp_path / f"x.{form}")))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.csv"]

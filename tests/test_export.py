@@ -18,8 +18,8 @@ from test_text import text_run
 import export as export_module
 from config import DataConfig, ModelConfig
 from errors import UserError
-from export import Options, export, graph_inputs
-from pipeline import Pipeline, weights_sha256
+from export import Options, export, graph_inputs, verify
+from pipeline import Pipeline, content_sha256, weights_sha256
 from preprocessing import Preprocessor
 from preprocessing.quantiles import normal_scores, onnx_normal_scores
 
@@ -146,6 +146,7 @@ def test_values_far_from_zero_keep_their_digits_and_their_check(tmp_path):
     for name in [name for name in state["state_dict"] if name.endswith("weight")][-1:]:
         state["state_dict"][name] *= -1
     state["weights_sha256"] = weights_sha256(state["state_dict"])
+    state["sha256"] = content_sha256(state)
     torch.save(state, tmp_path / "turned.pt")
     with pytest.raises(UserError, match="self-check row"):
         Pipeline.load(tmp_path / "turned.pt")
@@ -202,6 +203,27 @@ def test_an_export_is_no_checkpoint(everything, tmp_path):
     files = ["--input", checkpoint.parent / "sample.csv", "--output", "-"]
     done = command("predict.py", "--checkpoint", tmp_path / "m.onnx", *files)
     assert_refused(done, "m.onnx", "ONNX files are not supported")
+
+
+def test_a_damaged_export_is_noticed(everything, tmp_path):
+    """A flipped bit moves probabilities in silence; the checksums beside the graph are those of `sha256sum`."""
+    export(Options(str(everything["mixed", "binary"]), str(tmp_path / "m.onnx")))
+    verify(str(tmp_path / "m.onnx"))
+    sums = (tmp_path / "m.onnx.sha256").read_text().splitlines()
+    names = [line.split("  ")[1] for line in sums]
+    assert names == ["m.onnx", "m.preprocessor.json"] and all(len(line.split("  ")[0]) == 64 for line in sums)
+    random = np.random.default_rng(0)
+    for name in names * 20:
+        good = (tmp_path / name).read_bytes()
+        damaged = bytearray(good)
+        damaged[random.integers(len(good))] ^= 1 << int(random.integers(8))
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{name}: the file is damaged or missing"):
+            verify(str(tmp_path / "m.onnx"))
+        (tmp_path / name).write_bytes(good)
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(UserError, match="damaged or missing"):
+        verify(str(tmp_path / "m.onnx"))
 
 
 def test_a_text_that_is_empty_in_the_first_records_is_exported(tmp_path):

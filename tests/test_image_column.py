@@ -208,7 +208,7 @@ def test_each_file_is_decoded_once(photos, monkeypatch):
 
 def test_large_pixels_are_a_file_that_vanishes(photos, monkeypatch):
     whole, pixels = fit(photos)
-    monkeypatch.setattr(pixels_module, "_memory", lambda: 0)
+    monkeypatch.setattr(pixels_module, "memory", lambda: 0)
     files, temporary_file = [], tempfile.TemporaryFile
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: files.append(temporary_file(dir=dir)) or files[-1])
     mapped, mapped_pixels = fit(photos)

@@ -156,7 +156,7 @@ def test_fitting_and_encoding_decode_each_training_image_exactly_once(photos, de
 
 def test_large_pixels_are_mapped_from_a_file_that_vanishes(photos, tmp_path, monkeypatch):
     whole = image_run(tmp_path / "a", photos)
-    monkeypatch.setattr(pixels_module, "_memory", lambda: 0)
+    monkeypatch.setattr(pixels_module, "memory", lambda: 0)
     files, temporary_file = [], tempfile.TemporaryFile
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: files.append(temporary_file(dir=dir)) or files[-1])
     folder = tmp_path / "b"

@@ -2,18 +2,21 @@
 
 import json
 import pickle
+import time
+import zipfile
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TARGETS, command, make_table, mixed_csv, table_for
+from conftest import TARGETS, command, make_table, mixed_csv, quick_run, table_for
 from test_resume import fingerprint, interrupted_run
 from torch import nn
 
 from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dataloader import make_loader
 from errors import UserError
-from pipeline import MAGIC, Pipeline, atomic_write, read_checkpoint, weights_sha256
+from pipeline import MAGIC, Pipeline, atomic_write, content_sha256, read_checkpoint, weights_sha256
 from sources import read_table
 from task import Task
 from train import resume_config, train
@@ -30,6 +33,7 @@ def test_a_checkpoint_is_plain(runs, kind, name):
     assert state["format"] == 2 and "golden" not in state
     assert len(state["self_check"]["records"]) == len(state["self_check"]["predictions"]) == 16
     assert state["weights_sha256"] == weights_sha256(state["state_dict"])
+    assert state["sha256"] == content_sha256(state)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -71,6 +75,17 @@ def test_shuffled_extra_and_missing_columns(runs):
         pipeline.predict(records.rename(columns={"age": "Age"}))
 
 
+def test_names_of_columns_may_be_numbers(tmp_path):
+    table = make_table(120)[["age", "city", "binary"]].set_axis([0, 1, "y"], axis=1)
+    pipeline = quick_run(tmp_path / "run", table, data=DataConfig(target="y"), epochs=1).pipeline
+    expected = pipeline.predict(table)
+    for records in (table.rename(columns=str), table.to_dict("records"), table.rename(columns=str).to_dict("records")):
+        predictions = pipeline.predict(records).reset_index(drop=True)
+        pd.testing.assert_frame_equal(predictions, expected.reset_index(drop=True))
+    table.rename(columns=str).to_parquet(tmp_path / "t.parquet")
+    pd.testing.assert_frame_equal(pipeline.predict(pd.read_parquet(tmp_path / "t.parquet")), expected)
+
+
 def test_predictions_of_no_records(runs):
     empty = make_table(5).iloc[:0]
     for run in runs.values():
@@ -81,6 +96,7 @@ def test_predictions_of_no_records(runs):
 
 def resave(path, target, change):
     state = torch.load(path, weights_only=True)
+    del state["sha256"]  # as older files, and with the checksum of the changed content otherwise
     change(state)
     torch.save(state, target)
     return target
@@ -107,6 +123,89 @@ def test_a_flipped_weight_is_noticed(runs, tmp_path):
 
     with pytest.raises(UserError, match="weights differ from those that were saved"):
         Pipeline.load(resave(runs["binary"].out / "best.pt", tmp_path / "x.pt", flip))
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_flipped_bytes_change_nothing_or_are_refused_in_one_line(runs, name, tmp_path):
+    """Weights, classes, statistics and training state are those that were saved, wherever the damage is."""
+    good = (runs["multiclass"].out / name).read_bytes()
+    pickled = good.index(b"data.pkl"), good.index(b".format_version")
+    random, refused = np.random.default_rng(0), 0
+    ends = [(0, len(good)), pickled, (len(good) - 5000, len(good))]  # anything; plain part; the archive's directory
+    expected = read_checkpoint(runs["multiclass"].out / name)
+    for i in range(150):
+        at, damaged = int(random.integers(*ends[i % 3])), bytearray(good)
+        damaged[at] ^= 1 << int(random.integers(8))
+        (tmp_path / "x.pt").write_bytes(damaged)
+        try:
+            state = read_checkpoint(tmp_path / "x.pt")
+            assert content_sha256(state) == expected["sha256"] == state["sha256"]
+            assert weights_sha256(state["state_dict"]) == expected["weights_sha256"]
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(str(tmp_path / "x.pt")) and "\n" not in str(error)
+    assert refused > 75
+
+
+def test_a_changed_checkpoint_is_refused(runs, tmp_path):
+    """Checksums of the archive are right here: another program wrote the file."""
+    for part, change in (
+        ("best.pt", lambda state: state["task"]["classes"].reverse()),
+        ("last.pt", lambda state: state["training"]["optimizer"]["state"][0]["exp_avg"].add_(1e-3)),
+        ("last.pt", lambda state: state["training"].update(steps=1)),
+    ):
+        state = torch.load(runs["multiclass"].out / part, weights_only=True)
+        change(state)
+        torch.save(state, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=r"x\.pt: the file is damaged: the content differs"):
+            read_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_crafted_checkpoint_is_refused_before_it_takes_memory(runs, tmp_path, monkeypatch):
+    """Networks of 10⁹ units or 10⁶ layers, tensors that repeat one number, lists that hold each other, and archives
+    that are larger once they are unpacked."""
+    best = runs["multiclass"].out / "best.pt"
+
+    def args(**values):
+        return lambda state: state["model_spec"]["args"].update(values)
+
+    def repeated(state):
+        name = next(iter(state["state_dict"]))
+        state["state_dict"][name] = torch.zeros(1).expand(10**9, 10**6)
+
+    def nested(state):
+        cells = ["x"]
+        for _ in range(40):
+            cells = [cells] * 10
+        state["profile"]["x"] = cells
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "_self_check", None)  # never reached
+        for change, words in (
+            (args(hidden=[10**9]), "do not fit the network"),
+            (args(hidden=[8] * 10**6), "more than .* parameters"),
+            (args(category_sizes=[10**15]), "do not fit the network"),
+            (repeated, "is not stored whole"),
+            (nested, "larger than the file"),
+            (lambda state: state.update(state_dict=[1]), "not a complete checkpoint"),
+            (lambda state: state.pop("state_dict"), "not a complete checkpoint"),
+        ):
+            started = time.monotonic()
+            with pytest.raises(UserError, match=words) as refused:
+                Pipeline.load(resave(best, tmp_path / "x.pt", change))
+            assert "\n" not in str(refused.value) and time.monotonic() - started < 2
+    with zipfile.ZipFile(best) as stored, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in stored.infolist():
+            packed.writestr(part.filename, stored.read(part) + b"\0" * 10**6)
+    with pytest.raises(UserError, match="larger than the file"):
+        read_checkpoint(tmp_path / "bomb.pt")
+
+
+def test_a_network_too_large_for_the_memory_is_refused_before_it_is_built(tmp_path):
+    for hidden in ((10**9,), (10**12, 10**12)):
+        with pytest.raises(UserError, match=f"--model mlp bag --hidden {hidden[0]}.*network"):
+            quick_run(tmp_path / "run", make_table(), model=ModelConfig(hidden=hidden, model=("mlp",)))
+    assert not (tmp_path / "run").exists()
 
 
 class Malicious:

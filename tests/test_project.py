@@ -18,7 +18,7 @@ from model import MODELS
 
 # Who may import whom: a module may import its own layer's folder and everything in the layers before it.
 LAYERS = (
-    {"errors", "config"},
+    {"errors", "config", "console"},
     {"sources", "preprocessing", "task"},
     {"backbones", "model"},
     {"dataloader", "pipeline", "progress"},
@@ -58,6 +58,7 @@ def test_who_may_import_whom(path):
     allowed |= {
         "errors": set(),
         "config": {"errors"},
+        "console": {"errors"},
         "preprocessing": {"sources"},
         "task": {"preprocessing"},
         "serving": {"evaluation"},
@@ -80,8 +81,8 @@ def test_who_may_import_whom(path):
 def test_the_spine_stays_short():
     """What a learner reads in one sitting: the top level."""
     lines = {path.name: len(path.read_text().splitlines()) for path in ROOT.glob("*.py")}
-    spine = sum(count for name, count in lines.items() if name.removesuffix(".py") in SPINE | {"train", "predict"})
-    assert spine <= 2900, lines
+    spine = sum(count for name, count in lines.items() if name.removesuffix(".py") in SPINE | {"console", "train", "predict"})
+    assert spine <= 3000, lines
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TARGETS, assert_refused, command, quick_run, table_for
+from conftest import ROOT, TARGETS, assert_refused, command, file_size_limit, quick_run, table_for
 
 import train as train_module
 import trainer as trainer_module
 from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from errors import UserError
+from evaluation.run_folder import open_run_folder
 from train import resume_config, train
 from trainer import Trainer
 
@@ -25,14 +27,14 @@ from trainer import Trainer
 DRIVER = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-import train, errors, trainer
+import train, console, trainer
 trainer.SAVE_SECONDS = trainer.SAVE_SECONDS_IN_EPOCH = 0.1
 for name, pause in (("step", 0.004), ("evaluate", 0.02)):
     def slow(self, *args, method=getattr(trainer.Trainer, name), pause=pause):
         time.sleep(pause)
         return method(self, *args)
     setattr(trainer.Trainer, name, slow)
-errors.run(train.main)
+console.run(train.main)
 """
 
 
@@ -299,3 +301,55 @@ def test_defaults_of_the_configuration_survive_the_checkpoint(tmp_path):
     assert config.model == ModelConfig(hidden=(16,)) and config.data == DataConfig(
         data="(a DataFrame)", target="binary"
     )
+
+
+def test_two_runs_never_write_to_the_same_folder(tmp_path):
+    out = tmp_path / "new" / "run"
+    with open_run_folder(RunConfig(out=str(out)), "table"), pytest.raises(UserError, match="another run is writing"):
+        quick_run(out, TABLE)
+    assert list(out.iterdir()) == []
+    quick_run(out, TABLE)  # the lock has gone with the block
+    with pytest.raises(UserError), open_run_folder(RunConfig(out=str(tmp_path / "x" / "y")), "table"):
+        raise UserError("a failed start leaves nothing behind, whatever it created")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
+
+
+def test_killed_before_any_file_is_complete(tmp_path, monkeypatch):
+    """In every state in which kill -9 can leave the folder, the run starts anew or resumes, to the same weights."""
+    replace_file, moments = os.replace, []
+
+    def copying(temporary, path):
+        if str(path).startswith(str(tmp_path / "whole")):
+            moments.append(tmp_path / f"killed-{len(moments)}")
+            shutil.copytree(tmp_path / "whole", moments[-1])
+        replace_file(temporary, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", copying)
+        quick_run(tmp_path / "whole", TABLE, epochs=2)
+    assert len(moments) >= 5
+    for folder in (*moments[:3], moments[-1]):
+        assert any(path.name.startswith(".") for path in folder.iterdir())
+        if (folder / "last.pt").exists():
+            with pytest.raises(UserError, match=f"--resume {folder / 'last.pt'}"):
+                quick_run(folder, TABLE, epochs=2)
+            config = resume_config(str(folder / "last.pt"))
+            train(config.data, config.model, config.training, config.run, table=TABLE)
+        else:
+            quick_run(folder, TABLE, epochs=2)
+        assert fingerprint(folder) == fingerprint(tmp_path / "whole")
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_full_disk_costs_no_earlier_save(tmp_path, capsys):
+    quick_run(tmp_path / "run", TABLE)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
+    config = resume_config(str(tmp_path / "run" / "last.pt"))
+    with file_size_limit(5000), pytest.raises(UserError, match=r"last\.pt: cannot be written \(File too large\)"):
+        train(config.data, config.model, replace(config.training, epochs=5), config.run, table=TABLE)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")} == before
+    assert not list((tmp_path / "run").glob(".*"))
+    with file_size_limit(100), pytest.raises(UserError, match=r"--out .*cannot be written to"):
+        train(config.data, config.model, replace(config.training, epochs=5), config.run, table=TABLE)
+    resumed = train(config.data, config.model, replace(config.training, epochs=5), config.run, table=TABLE)
+    assert len(resumed.history) == 5

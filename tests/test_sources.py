@@ -6,14 +6,18 @@ import gzip
 import io
 import json
 import os
+import signal
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import make_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -34,6 +38,7 @@ from sources import (
     split_folders,
     standard_input,
 )
+from sources.folders import read_text_file
 
 ROWS = [("서울", 1.5, "a"), ("부산", -2.25, 'said "no"'), ("대구", 3.0, "two\nlines"), ("서울", 1000.5, "x;y,z\tw")]
 FRAME = pd.DataFrame(ROWS * 5, columns=["도시", "크기", "note"])
@@ -616,9 +621,8 @@ def test_unusable_logs_are_named(tmp_path):
     ],
 )
 def test_bundled_examples(name, rows, target, kinds):
-    notes = []
-    records, found, what = load_bundled(name, notes)
-    assert (found, what) == (target, kinds) and not notes
+    records, found, what = load_bundled(name)
+    assert (found, what) == (target, kinds)
     assert records.index.tolist() == list(range(1, len(records) + 1)) and records.index.name == "row"
     assert (len(records) == rows if rows else len(records) > 1000) and target in records and set(kinds) <= set(records)
     assert records[target].nunique() == {"breast_cancer": 2, "wine": 3, "digits": 10, "docstrings": 7}.get(name, 214)
@@ -661,7 +665,12 @@ def test_a_header_is_found_below_titles(tmp_path, above, lines, newline, encodin
         notes = []
         table = read_table(tmp_path / name, notes=notes)
         assert table.to_dict("list") == CP1252 and table.index.tolist() == [1, 2]
+        guess = [f"{tmp_path / name}: read as cp1252, which is a guess: --encoding overrules it"] * (
+            encoding == "cp1252"
+        )
+        notes, guesses = notes[: len(notes) - len(guess)], notes[len(notes) - len(guess) :]
         assert len(notes) == bool(lines) and all(f"{lines} line" in note and "Über" in note for note in notes)
+        assert guesses == guess
         assert separator_of(tmp_path / name) == ";"
         (tmp_path / name).write_bytes(data + ("x;y" + newline).encode("utf-16-le" if encoding == "utf-16" else "ascii"))
         with pytest.raises(UserError, match="row 3 has 2 fields, the header 3"):
@@ -800,20 +809,19 @@ def test_cells_of_a_spreadsheet_keep_their_types(tmp_path, write_sheets, above):
     path, notes = tmp_path / "t.xlsx", []
     path.write_bytes(write_sheets({"First": above + SHEET, "Second": [["a", "b"], [1, 2]]}))
     table = read_table(path, notes=notes)
-    assert list(table) == ["id", "price", "mixed", "when", "fine", "2023"] and table.index.tolist() == [1, 2, 3, 4]
-    whole = table.drop(index=3)
-    assert whole["id"].tolist() == [1, 2, 3] and whole["price"].tolist()[::2] == [2.5, 1e300]
-    assert whole["mixed"].tolist() == ["k.A.", 3, 2.5] and isinstance(whole["mixed"].iloc[1], int)
-    assert whole["when"].tolist()[:2] == [DAY, DAY.replace(hour=3)] and str(table["when"].dtype).startswith("datetime")
-    assert whole["fine"].tolist() == [True, False, True] and whole["2023"].tolist()[::2] == ["x", " y "]
-    assert table.isna().sum().to_dict() == {"id": 1, "price": 2, "mixed": 1, "when": 2, "fine": 1, "2023": 2}
+    assert list(table) == ["id", "price", "mixed", "when", "fine", "2023"] and table.index.tolist() == [1, 2, 3]
+    assert table["id"].tolist() == [1, 2, 3] and table["price"].tolist()[::2] == [2.5, 1e300]
+    assert table["mixed"].tolist() == ["k.A.", 3, 2.5] and isinstance(table["mixed"].iloc[1], int)
+    assert table["when"].tolist()[:2] == [DAY, DAY.replace(hour=3)] and str(table["when"].dtype).startswith("datetime")
+    assert table["fine"].tolist() == [True, False, True] and table["2023"].tolist()[::2] == ["x", " y "]
+    assert table.isna().sum().to_dict() == {"id": 0, "price": 1, "mixed": 0, "when": 1, "fine": 0, "2023": 1}
     assert "sheet 'First' read, of 'First', 'Second'" in notes[0] and len(notes) == 1 + bool(above and above[0])
     assert ["Report" in note for note in notes[1:]] == [True] * (len(notes) - 1)
     assert read_table(path, Layout(sheet="Second")).to_dict("list") == {"a": [1], "b": [2]}
     pd.testing.assert_frame_equal(read_table(path, Layout(max_bytes=1 << 20)), table)
     for rows in (1, 3):
         frames = list(read_records(str(path), Layout(), rows))
-        assert all(len(frame) <= rows for frame in frames) and pd.concat(frames).index.tolist() == [1, 2, 3, 4]
+        assert all(len(frame) <= rows for frame in frames) and pd.concat(frames).index.tolist() == [1, 2, 3]
     assert "k.A." in read_table(path, Layout(skip_rows=len(above) + 1)) and separator_of(path) == ""
 
 
@@ -898,3 +906,164 @@ def test_the_first_line_can_name_the_separator(tmp_path):
     for separator in "~|\t;":
         (tmp_path / "t.csv").write_text(f"sep={separator}\r\na,1{separator}b,2\r\n1,5{separator}2,5\r\n")
         assert read_table(tmp_path / "t.csv").to_dict("list") == {"a,1": ["1,5"], "b,2": ["2,5"]}
+
+
+# ---------------------------------------------------------------- damaged, crafted and endless files
+
+
+@pytest.fixture(scope="module")
+def kinds_of_files(tmp_path_factory):
+    """A file of each kind, all with the same records."""
+    folder, frame = tmp_path_factory.mktemp("kinds"), make_table(60).assign(n=range(60))
+    write(folder / "t.csv", frame)
+    write(folder / "t.csv.gz", frame, pack=True)
+    frame.to_json(folder / "t.jsonl", orient="records", lines=True)
+    frame.to_parquet(folder / "t.parquet")
+    (folder / "t.xlsx").write_bytes(xlsx({"a": [list(frame), *frame.head(9).astype(str).to_numpy().tolist()]}))
+    records = [("m", {"x": i, "word": f"w{i}"}, "y", i % 2) for i in range(60)]
+    make_log(folder / "t.db", records, {"m": {"x": "number"}})
+    return sorted(folder.iterdir())
+
+
+def test_damaged_files_of_any_kind_are_refused_in_one_line(kinds_of_files, tmp_path):
+    """Flipped bits: a table, or one line that names the file; never another exception."""
+    random, refused = np.random.default_rng(0), {path.name: 0 for path in kinds_of_files}
+    for name, good in [(path.name, path.read_bytes()) for path in kinds_of_files] * 40:
+        damaged = bytearray(good)
+        for at in random.integers(len(good), size=3):
+            damaged[at] ^= 1 << int(random.integers(8))
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            log_kinds(tmp_path / name) if name.endswith(".db") else None
+            assert isinstance(read_table(tmp_path / name), pd.DataFrame)
+        except UserError as error:
+            refused[name] += 1
+            assert str(tmp_path / name) in str(error)
+    assert min(refused[name] for name in ("t.csv.gz", "t.jsonl", "t.xlsx", "t.db")) > 0, refused
+
+
+def test_only_files_are_read(kinds_of_files, tmp_path):
+    """A pipe, which nobody writes to, would be waited for without end."""
+
+    def stop(*_):
+        pytest.fail("waits for a pipe")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for name in [path.name for path in kinds_of_files] + ["t.txt", "t.tsv.gz"]:
+            os.mkfifo(tmp_path / name)
+            (tmp_path / "folder" / name).mkdir(parents=True)
+            signal.alarm(5)
+            for path in (tmp_path / name, tmp_path / "folder" / name):
+                for read in (read_table, *([log_kinds] if name.endswith(".db") else [])):
+                    with pytest.raises(UserError, match="this is a folder, a pipe or a device"):
+                        read(path)
+                with pytest.raises(UserError):
+                    next(read_records(str(path), Layout(lone="t"), 9))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_only_tables_of_a_log_are_read(tmp_path):
+    """A view can be endless."""
+    endless = "WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r) SELECT i AS rowid, "
+    with contextlib.closing(sqlite3.connect(tmp_path / "1.db")) as log, log:
+        log.execute(
+            f"CREATE VIEW requests AS {endless} '{{}}' AS record, 'y' AS name, NULL AS target, '' AS model FROM r"
+        )
+    for read in (read_table, log_kinds):
+        with pytest.raises(UserError, match=r"1\.db: not a log of requests"):
+            read(tmp_path / "1.db")
+    path = make_log(tmp_path / "2.db", [("m", {"x": 1}, "y", 1)])
+    with contextlib.closing(sqlite3.connect(path)) as log, log:
+        log.execute(f"CREATE VIEW models AS {endless} 'm' AS sha256, '{{}}' AS kinds FROM r WHERE i < 0")
+    assert log_kinds(path) == {} and len(read_table(path)) == 1
+
+
+@pytest.mark.parametrize(
+    "change", ["record = '{'", "record = '[1]'", "record = NULL", "record = x'ff'", "target = 'x'", "name = NULL"]
+)
+def test_damaged_rows_of_a_log_are_named(tmp_path, change):
+    path = make_log(tmp_path / "t.db", [("m", {"x": 1}, "y", 1)] * 3)
+    with contextlib.closing(sqlite3.connect(path)) as log, log:
+        log.execute(f"UPDATE requests SET {change} WHERE rowid = 2")
+    with pytest.raises(UserError, match=r"t\.db: row 2 of the table requests is damaged"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("kinds", ["{", "[1]", "null", "7"])
+def test_damaged_kinds_in_a_log(tmp_path, kinds):
+    path = make_log(tmp_path / "t.db", [("m", {"x": 1}, "y", 1)], {"m": {}})
+    with contextlib.closing(sqlite3.connect(path)) as log, log:
+        log.execute("UPDATE models SET kinds = ?", [kinds])
+    with pytest.raises(UserError, match=r"t\.db: the kinds of columns in the table models are damaged"):
+        log_kinds(path)
+
+
+def test_unusual_columns_of_parquet(tmp_path):
+    table = pa.table([[1, 2], [3, 4]], names=["a", "a"])
+    parquet.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match=r"twice\.parquet: column 'a' occurs twice"):
+        read_table(tmp_path / "twice.parquet")
+    months = pd.period_range("2023-01", periods=3, freq="M").where([True, False, True])
+    frame = pd.DataFrame({"month": months, "bin": pd.cut([1, 5, 9], 3), 7: [1, 2, 3], "y": list("aba")})
+    frame["bin"] = pd.arrays.IntervalArray(frame["bin"])
+    frame.to_parquet(tmp_path / "t.parquet")
+    read = read_table(tmp_path / "t.parquet")
+    assert list(read) == ["month", "bin", "7", "y"] and read["7"].tolist() == [1, 2, 3]
+    assert read["month"].dropna().tolist() == ["2023-01", "2023-03"] and read["bin"].str.startswith("(").all()
+
+
+RUSSIAN, CHINESE = (
+    "быстрая коричневая лиса прыгает",
+    "我昨天在网上买了一台新电脑，快递很快就到了，客服态度也很好，希望下次改进",
+)
+POLISH, KOREAN = "zażółć gęślą jaźń", "이 제품은 정말 좋아요 大韓民國"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "guess"),
+    [
+        (RUSSIAN, "koi8-r", ""),
+        (RUSSIAN, "cp1251", ""),
+        (CHINESE, "gb18030", ""),
+        (POLISH, "cp1250", "cp1252"),
+        (KOREAN, "cp949", "cp949"),
+        ("Käse für Größe", "cp1252", "cp1252"),
+    ],
+)
+def test_an_encoding_that_is_a_guess_is_said(tmp_path, text, encoding, guess):
+    """Encodings that are certainly another one are refused; of others a note says which was taken."""
+    (tmp_path / "c").mkdir()
+    data = "\n".join(["w,n", *[f"{text},1"] * 9]).encode(encoding)
+    for name in ("t.csv", "t.txt", "c/1.txt", "c/2.txt"):
+        (tmp_path / name).write_bytes(data)
+
+    def read_all(notes: list[str], said: str) -> None:
+        read_table(tmp_path / "t.csv", Layout(encoding=said), notes)
+        list(read_chunks(tmp_path / "t.txt", Layout(lone="t", encoding=said), notes=notes))
+        read_folder(tmp_path, notes, said)
+
+    notes: list[str] = []
+    if guess:
+        read_all(notes, "")
+        assert [f"read as {guess}, which is a guess: --encoding" in note for note in notes] == [True, True, True, False]
+        assert notes[-1].endswith("so are 1 more files")
+    else:
+        for read in (read_table, lambda path: read_text_file(tmp_path / "c" / "1.txt")):
+            with pytest.raises(UserError, match=r"the encoding is none of .* --encoding gb18030"):
+                read(tmp_path / "t.csv")
+    notes = []
+    read_all(notes, encoding)
+    assert not notes and read_table(tmp_path / "t.csv", Layout(encoding=encoding))["w"].tolist() == [text] * 9
+
+
+def test_the_digits_come_from_no_folder_that_others_can_write_to(tmp_path, monkeypatch):
+    """Of scikit-learn alone; nothing is left behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "digits-as-png-1797" / "7").mkdir(parents=True)
+    (tmp_path / "digits-as-png-1797" / "7" / "0000.png").write_bytes(b"an image of another user")
+    records, target, kinds = load_bundled("digits")
+    assert len(records) == 1797 and records[target].value_counts().min() > 170 and kinds == {"file": "image"}
+    assert all(cell.startswith(b"\x89PNG") for cell in records["file"]) and len(list(tmp_path.iterdir())) == 1

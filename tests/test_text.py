@@ -411,7 +411,7 @@ def test_no_cleaning_at_all(tmp_path):
 def test_without_transformers_it_says_what_to_install(tmp_path):
     reviews()[["review", "binary"]].to_csv(tmp_path / "a.csv", index=False)
     code = "import sys; sys.modules['transformers'] = None; sys.argv[0] = 'train.py'; "
-    code += f"sys.path.insert(0, {str(ROOT)!r}); import train, errors; errors.run(train.main)"
+    code += f"sys.path.insert(0, {str(ROOT)!r}); import train, console; console.run(train.main)"
     flags = ["--data", str(tmp_path / "a.csv"), "--target", "binary", "--model", "hf:some/model"]
     done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, cwd=tmp_path, check=False)
     assert_refused(done, "--model hf:some/model needs another library: pip install transformers")

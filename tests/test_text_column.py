@@ -107,6 +107,8 @@ def test_no_text_takes_longer_than_its_length(length):
         started = time.perf_counter()
         clean(text, list(CLEANING))
         assert time.perf_counter() - started < 1, text[:20]
+    assert len(clean("ﷺ" * length, list(CLEANING))) < 2 * length + 2000  # each becomes 18 letters
+    assert clean("محمد ﷺ", ["unicode"]) == "محمد صلى الله عليه وسلم"
 
 
 @given(st.text(alphabet="ab@.+-é !", max_size=14))
