@@ -109,6 +109,9 @@ def predict(options: Options) -> None:
     source = standard_input(layout) if options.input == "-" else contextlib.nullcontext(options.input)
     with source as path, open_output(options.output, path) as writer, tqdm(unit=" rows", disable=None) as bar:
         for frame in prefetch(read_records(path, layout, preprocessor.read_rows, notes)):
+            while notes:
+                note = notes.pop(0)
+                print(note.replace(path, "standard input") if options.input == "-" else note, file=sys.stderr)
             with error_prefix(path):
                 (parts, logits), readable, broken = preprocessor.encode_readable(frame, pipeline.predict_logits)
                 if broken and not options.skip_broken:
@@ -122,8 +125,6 @@ def predict(options: Options) -> None:
             bar.update(len(frame))
         if summary.rows == 0:
             raise UserError(f"{path}: there are no rows below the header.")
-    for note in notes:
-        print(note.replace(path, "standard input" if options.input == "-" else path), file=sys.stderr)
     summary.show(sys.stderr if options.output == "-" else sys.stdout)
 
 

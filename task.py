@@ -180,6 +180,12 @@ class Task:
         """Return a mask of the rows whose target is known."""
         return ~is_missing(targets, not any(isinstance(c, str) for c in self.classes), self._words)
 
+    def as_numbers(self, targets: pd.Series) -> pd.Series:
+        """Return values such as 1.234,56 € as numbers, like the predictions; classes and plain numbers as they are."""
+        if self.kind != "regression" or self.form == PLAIN or not holds_text(targets):
+            return targets
+        return pd.Series(to_numbers(targets, self.form), targets.index)
+
     def decode(self, targets: Tensor) -> Tensor:
         """Undo `encode`: int64 class indices, or float64 values in the data's units."""
         return targets.double() * self.std + self.mean if self.kind == "regression" else targets.long()

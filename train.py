@@ -163,7 +163,7 @@ def _evaluate(trainer, splits, loader):
             pipeline.predict_logits(splits.test)  # raises UserError, which names row and column
     in_order = torch.cat(list(loader.batch_sampler)).argsort()  # batches of texts are sorted by length
     predictions = pipeline.to_frame(logits[in_order], splits.test)
-    predictions.insert(0, "target", splits.test[splits.target])
+    predictions.insert(0, "target", pipeline.task.as_numbers(splits.test[splits.target]))
     if "file" in predictions:
         predictions["file"] = predictions.pop("file")  # last, after the predictions
     return predictions.rename_axis("row").reset_index(), pipeline.task.evaluate(logits, targets)

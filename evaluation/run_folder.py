@@ -111,15 +111,14 @@ def write_previews(out: Path, loader, preprocessor) -> None:
 
 
 def diagnose(val: dict, test: dict, task, splits, config) -> list[str]:
-    """Return sentences that say so if the model predicts no better than without looking at the columns, and what to
-    try; none if it learned something."""
+    """Return sentences that explain a useless model and what to try; empty if it beats the constant baseline."""
     if not _is_useless(test, task, splits.test):
         return []
     names = ("r2",) if task.kind == "regression" else ("accuracy", "roc_auc")
     shown = ", ".join(f"{name} {test[name]:.4g}" for name in names)
     guess = f"the mean of {task.target}" if task.kind == "regression" else "the most frequent class"
     useless = f"on the test split it is no better than always predicting {guess} ({shown})."
-    found = "learned nothing" if _is_useless(val, task, splits.val) else "learned nothing that holds on other rows"
+    found = "learned nothing" if _is_useless(val, task, splits.val) else "does not generalise"
     hints = [f"a lower --lr (now {config.training.lr:g})"]
     hints += [] if config.training.clip_norm else ["--clip-norm 1"]
     hints += [] if config.data.scaling == "quantile" else ["--scaling quantile"]

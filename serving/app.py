@@ -79,7 +79,10 @@ def _add_predict(app: FastAPI, service: Service) -> None:
 
     def openapi() -> dict:
         """Describe the current model, which a reload may have changed."""
-        route.openapi_extra = {"requestBody": service.model.schema.request_body(), "parameters": [schema.KEEP]}
+        route.openapi_extra = {
+            "requestBody": service.model.schema.request_body(),
+            "parameters": [schema.KEEP, schema.SHEET],
+        }
         app.openapi_schema = None
         return FastAPI.openapi(app)
 

@@ -125,7 +125,7 @@ class RecordSchema:
         if self.lone and self.lone.path_cells:
             file = {"type": "array", "minItems": 1, "items": file, "description": "one record per file"}
         else:
-            file["description"] = "records as csv, tsv, txt, jsonl or parquet, also with .gz"
+            file["description"] = "records as csv, tsv, txt, jsonl, parquet, xlsx, xls or ods, also with .gz"
         form = {"schema": {"type": "object", "properties": {"file": file}, "required": ["file"]}}
         return {"required": True, "content": {"application/json": body, "multipart/form-data": form}}
 
@@ -166,6 +166,13 @@ KEEP = {
     "required": False,
     "schema": {"type": "boolean"},
     "description": "for an uploaded table: return the cells of each row as `record` of its prediction",
+}
+SHEET = {
+    "name": "sheet",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "for an uploaded spreadsheet: the sheet to read; by default the first",
 }
 
 
