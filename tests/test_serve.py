@@ -280,7 +280,7 @@ REFUSED = {
     "too many": ({"records": [{}] * 1001}, "got 1001"),
     "no object": ({"records": ["x"]}, "row 1: a record must be an object"),
     "a list in a cell": ({"age": [1]}, "row 1, column 'age': a cell must be"),
-    "a word": ({"age": "old"}, "row 1, column 'age': 'old' is not a plain number"),
+    "a word": ({"age": "old"}, "row 1, column 'age': 'old' is not a number"),
     "no date": ({"since": "soon"}, "column 'since'"),
     "too large": ({"age": 10**30}, "row 1, column 'age': the number is too large"),
     "infinite": (b'{"records": [{"age": Infinity}]}', "Infinity is not a JSON number"),
