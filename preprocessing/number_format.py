@@ -314,8 +314,8 @@ def parse_numbers(values: pd.Series, form: str = PLAIN) -> tuple[np.ndarray, np.
     """
     numbers, text = typed_numbers(values)
     if text is None:
-        wrong = _is_no_percent(numbers) if form_of(form).is_percent else np.zeros(len(values), dtype=bool)
-        return numbers, wrong
+        is_percent = form != PLAIN and form_of(form).is_percent
+        return numbers, _is_no_percent(numbers) if is_percent else np.zeros(len(values), dtype=bool)
     numbers, wrong, form = numbers.copy(), np.zeros(len(values), dtype=bool), form_of(form)
     known, at = _parse_most(text, form), text.index.to_numpy()
     numbers[at] = known

@@ -155,6 +155,8 @@ def typed_numbers(values: pd.Series) -> tuple[np.ndarray, pd.Series | None]:
 
     text is None for a column that holds no text.
     """
+    if values.dtype == np.float64:
+        return values.to_numpy(), None
     if pd.api.types.is_numeric_dtype(values.dtype):
         return values.to_numpy(dtype=np.float64, na_value=np.nan), None
     present = values.notna().to_numpy()

@@ -257,7 +257,8 @@ class Preprocessor:
         parts: what `encode_columns` made of these records.
         """
         frame = self.as_frame(records)
-        masks = {column.name: column.unknown(frame[column.name], parts[column.name]) for column in self.columns}
+        columns = [column for column in self.columns if type(column).unknown is not Column.unknown]
+        masks = {column.name: column.unknown(frame[column.name], parts[column.name]) for column in columns}
         return {name: mask for name, mask in masks.items() if mask is not None and bool(mask.any())}
 
     def why_unknown(self, records, masks: dict[str, Tensor]) -> list[tuple[int, str]]:
