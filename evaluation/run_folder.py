@@ -28,7 +28,7 @@ TEMPORARY = re.compile(r"\.(last\.pt|best\.pt|metrics\.json|test_predictions\.cs
 
 @contextmanager
 def open_run_folder(config, source: str) -> Iterator[Path]:
-    """Create the run folder, or open that of a run to resume, and lock it: no other run can write to it meanwhile.
+    """Create or resume a run folder and lock it: no other run can write to it meanwhile.
 
     A folder that is new and still without last.pt is removed if an exception leaves the block.
     Raises UserError if the folder holds another run, is in use by another process, or cannot be written to.
@@ -129,7 +129,7 @@ def diagnose(val: dict, test: dict, task, splits, config) -> list[str]:
 
 
 def _is_useless(metrics: dict, task, records) -> bool:
-    """Return whether metrics are no better than those of the mean, or of the most frequent class.
+    """Return whether metrics are no better than always predicting the mean, or the most frequent class.
 
     Where classes are rare, the accuracy of a good model may equal the share of the frequent class: it is useless only
     if it cannot rank the records either, and its ROC AUC is what chance gives.

@@ -1,4 +1,4 @@
-"""What is said about a file once it is predicted: broken records, unknown values, drift and metrics."""
+"""Report on a predicted file: broken records, unknown values, drift and metrics."""
 
 import sys
 from collections import Counter
@@ -12,7 +12,7 @@ DRIFT_ROWS = 100_000  # the first rows are compared with the training data
 
 
 class Summary:
-    """What is said at the end: broken records, unknown values, drift and, if there are targets, metrics."""
+    """Collect the report chunk by chunk, and print it at the end."""
 
     def __init__(self, pipeline):
         self.preprocessor, self.profile = pipeline.preprocessor, Profile(pipeline.profile)

@@ -37,7 +37,7 @@ def settle_formats(table: pd.DataFrame, config: DataConfig, separator: str, note
     dotted = next((name for name, found in dates.items() if found.form.startswith("%d.")), None)
     if not decimal and dotted is not None and not any(found.likely for found in numbers.values()):
         decimal, why = ",", f"column {dotted!r} has dates with points"
-    settled = _settle_dates(table, dates, decimal or DECIMALS.get(separator, ""), notes)
+    settled = _settle_dates(dates, decimal or DECIMALS.get(separator, ""), notes)
     for name, found in numbers.items():
         sign, reason = decimal, why
         if not sign and found.likely:
@@ -72,7 +72,7 @@ def _vote(shows: dict[str, str]) -> tuple[str, str]:
     return winner, f"column {next(name for name in shows if shows[name] == winner)!r} is written so" if winner else ""
 
 
-def _settle_dates(table: pd.DataFrame, dates: dict[str, Dates], decimal: str, notes: list[str]) -> dict[str, str]:
+def _settle_dates(dates: dict[str, Dates], decimal: str, notes: list[str]) -> dict[str, str]:
     """Return the formats of the dates whose day and month could be swapped."""
     first, why = _vote({name: found.shows for name, found in dates.items()})
     if not first and any("%p" in found.form for found in dates.values()):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from errors import BrokenRecords
+from preprocessing.cleaning import replace_surrogates
 
 # Words for a missing value: those of pandas, and the "?" and "-" of older tables
 NULLS = frozenset(
@@ -122,8 +123,7 @@ def frame_of(records: list[dict]) -> pd.DataFrame:
         return pd.DataFrame.from_records(records)
     except UnicodeEncodeError:  # a lone surrogate: JSON can hold it, UTF-8 cannot
         whole = [
-            {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in record.items()}
-            for record in records
+            {k: replace_surrogates(v) if isinstance(v, str) else v for k, v in record.items()} for record in records
         ]
         return pd.DataFrame.from_records(whole)
 

@@ -256,8 +256,10 @@ class Preprocessor:
 
         parts: what `encode_columns` made of these records.
         """
-        frame = self.as_frame(records)
         columns = [column for column in self.columns if type(column).unknown is not Column.unknown]
+        if not columns:
+            return {}
+        frame = self.as_frame(records)
         masks = {column.name: column.unknown(frame[column.name], parts[column.name]) for column in columns}
         return {name: mask for name, mask in masks.items() if mask is not None and bool(mask.any())}
 

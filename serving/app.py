@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from errors import UserError
 from pipeline import FORMAT
+from preprocessing.cleaning import replace_surrogates
 from serving import schema, uploads
 from serving.batching import MAX_PIXELS, Service
 from serving.guard import MAX_BODY, Guard
@@ -53,7 +54,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(_, error):
-        return JSONResponse({"detail": schema.clean(str(error))}, 422)
+        return JSONResponse({"detail": replace_surrogates(str(error))}, 422)
 
 
 def _add_predict(app: FastAPI, service: Service) -> None:
@@ -126,7 +127,7 @@ def _add_reload(app: FastAPI, service: Service) -> None:
         try:
             return JSONResponse({"model": await service.reload()})
         except UserError as error:
-            raise HTTPException(409, schema.clean(f"the old model is kept: {error}")) from None
+            raise HTTPException(409, replace_surrogates(f"the old model is kept: {error}")) from None
 
 
 def _add_reports(app: FastAPI, service: Service) -> None:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from errors import UserError, did_you_mean
+from preprocessing.cleaning import replace_surrogates
 
 MAX_RECORDS = 1_000  # per request
 MAX_VALUES = 1_000_000  # per JSON body: parsing more would block all other requests
@@ -25,14 +26,9 @@ def parse_json(raw: bytes):
     try:
         text = raw.decode(json.detect_encoding(raw))  # json.loads itself would accept invalid UTF-8
         body = json.loads(text, parse_constant=_refuse_constant)
-        return json.loads(clean(json.dumps(body, ensure_ascii=False))) if LONE.search(text) else body
+        return json.loads(replace_surrogates(json.dumps(body, ensure_ascii=False))) if LONE.search(text) else body
     except (ValueError, RecursionError) as error:
         raise UserError(f"the request body is not valid JSON: {str(error)[:200]}") from None
-
-
-def clean(text: str) -> str:
-    """Replace halves of surrogate pairs, which JSON can hold, and neither UTF-8 nor SQLite."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _refuse_constant(name: str):
@@ -160,20 +156,15 @@ def first_warnings(warnings: list[str], count: int) -> list[str]:
     return [*warnings[:MAX_WARNINGS], f"and {more:,} more"] if more > 0 else warnings
 
 
-KEEP = {
-    "name": "keep",
-    "in": "query",
-    "required": False,
-    "schema": {"type": "boolean"},
-    "description": "for an uploaded table: return the cells of each row as `record` of its prediction",
-}
-SHEET = {
-    "name": "sheet",
-    "in": "query",
-    "required": False,
-    "schema": {"type": "string"},
-    "description": "for an uploaded spreadsheet: the sheet to read; by default the first",
-}
+def _query_parameter(name: str, kind: str, description: str) -> dict:
+    """Describe an optional query parameter for OpenAPI."""
+    return {"name": name, "in": "query", "required": False, "schema": {"type": kind}, "description": description}
+
+
+KEEP = _query_parameter(
+    "keep", "boolean", "for an uploaded table: return the cells of each row as `record` of its prediction"
+)
+SHEET = _query_parameter("sheet", "string", "for an uploaded spreadsheet: the sheet to read; by default the first")
 
 
 class Feedback(BaseModel):

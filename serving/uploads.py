@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from errors import UserError
+from preprocessing.cleaning import replace_surrogates
 from serving.batching import Model, Service
-from serving.schema import MAX_RECORDS, MAX_WARNINGS, clean, first_warnings
+from serving.schema import MAX_RECORDS, MAX_WARNINGS, first_warnings
 from sources import FORMATS, file_format, is_gzip, open_unpacked, read_records, whole_again
 
 MAX_ROWS = 100_000  # of an uploaded table
@@ -60,7 +61,7 @@ async def predict_table(request: Request, file: UploadFile, service: Service, mo
 
 
 async def _predict_table(request: Request, file: UploadFile, service: Service, model: Model) -> str:
-    name, path, request_id, parts, size = clean(file.filename), "", "", [], 0
+    name, path, request_id, parts, size = replace_surrogates(file.filename), "", "", [], 0
     keep, warnings, warned = request.query_params.get("keep", "").lower() in ("true", "1"), [], 0
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -193,7 +194,7 @@ def _cells(frame) -> list[dict]:
 
 def _plain(cell):
     if isinstance(cell, str):
-        return clean(cell)
+        return replace_surrogates(cell)
     return cell if isinstance(cell, CELL_TYPES) else str(cell)
 
 

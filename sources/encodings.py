@@ -75,9 +75,9 @@ def find_encoding(path: str | Path, head: bytes, separator: str = "", skip: int 
     """Return utf-8, utf-16 (with a byte order mark), cp949 (which includes euc-kr), cp1252 or latin-1.
 
     Nearly any bytes are valid cp949, and any are valid latin-1: either is accepted only if most of its letters are
-    everyday ones. cp1252 is latin-1 with more letters, and a few bytes that are none.
+    everyday ones. cp1252 is latin-1 with more letters and a few invalid bytes.
     head: the first HEAD bytes.  separator: of a table; "" for a file of lines.  skip: lines above its header.
-    named: the encoding that a person gives, which is not doubted.
+    named: the encoding given by --encoding, used as it is.
     Raises UserError, naming the row or line, for a file of which a few bytes are damaged.
     """
     if named:

@@ -20,7 +20,7 @@ def find_header(rows: list[list[str]]) -> int:
 
 
 def as_note(rows: list[list[str]], count: int) -> str:
-    """Return what is said of `count` lines above the header: their number, and the beginning of the first one."""
+    """Return a note on `count` lines above the header: their number, and the beginning of the first one."""
     title = " ".join(" ".join(cell for row in rows for cell in row).split())
     return f"{count} line{'s' if count > 1 else ''} above the header skipped ({title[:40]}{'…' * (len(title) > 40)})"
 

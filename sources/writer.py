@@ -24,8 +24,7 @@ class Writer:
         if self.form == "jsonl":
             self.file.write(_json_lines(frame))
             return
-        columns = {name: _as_column(frame[name]) for name in frame}
-        table = pa.Table.from_arrays(list(columns.values()), names=list(columns))
+        table = pa.table({name: _as_column(frame[name]) for name in frame})
         if self.form == "parquet":
             self.parquet = self.parquet or parquet.ParquetWriter(self.file, table.schema)
             self.parquet.write_table(_with_schema(table, self.parquet.schema))
