@@ -116,10 +116,9 @@ for _form in FORMS[1:]:
 
 def _parse(text: pd.Series, form: str) -> pd.Series:
     """Parse normalised text in one form; NaT for cells that are not written so."""
-    if form == ISO:  # the standard would accept 1234-05 and 2020 10 as well
-        text = text.where(text.str.match(r"\d{4}-\d{2}-\d{2}(?!\d)"))
-    else:
-        text = text.where(text.str.contains(r"\d", regex=True))  # pandas would read "now" and "today" by the clock
+    # As ISO, pandas would accept 1234-05 and 2020 10 as well, and in any form "now" and "today", by the clock
+    fits = text.str.contains(r"^\d{4}-\d{2}-\d{2}(?!\d)" if form == ISO else r"\d", regex=True)
+    text = text if fits.all() else text.where(fits)
     dates = pd.to_datetime(text, format=form.replace("%B", "%b"), errors="coerce", utc=True)
     return dates.where(dates.dt.year.between(1900, 2099)) if form in COULD_BE_CODES else dates
 
@@ -182,9 +181,9 @@ def are_calendar_dates(values: pd.Series) -> bool:
     """Return whether cells that could be numbers are dates without a doubt: 20230711, 07.2023 or 2023.07 in each."""
     for cells in (values.head(100), values):
         text = to_text(_whole(cells)).dropna()
-        if not (text.map(is_missing_word) | text.str.fullmatch(CALENDAR)).astype(bool).all() or text.nunique() < 3:
+        if len(text) and not (text.str.fullmatch(CALENDAR).astype(bool) | text.map(is_missing_word)).all():
             return False
-    return True
+    return text.nunique() >= 3
 
 
 def _whole(values: pd.Series) -> pd.Series:

@@ -141,7 +141,8 @@ def without_words(table: pd.DataFrame, words: Collection[str]) -> pd.DataFrame:
 def to_text(values: pd.Series) -> pd.Series:
     """Return cells as stripped text, empty cells and words for a missing value as missing."""
     text = values.astype("str").str.strip()
-    return text.mask(text.isin(NULLS) | values.isna())
+    empty = text.isin(NULLS) | values.isna()
+    return text.mask(empty) if empty.any() else text
 
 
 def name_cell(values: pd.Series, wrong: np.ndarray) -> str:

@@ -196,8 +196,8 @@ class Service:
         predictions, unknown = pipeline.task.to_json(logits), preprocessor.unknown(frame, parts)
         for column, mask in unknown.items():
             self.metrics.unknown.labels(column).inc(int(mask.sum()))
-        for prediction in predictions:
-            self.metrics.predictions.labels(pipeline.task.outcome(prediction)).inc()
+        for outcome, count in collections.Counter(map(pipeline.task.outcome, predictions)).items():
+            self.metrics.predictions.labels(outcome).inc(count)
         if model.profile.columns:
             model.add_recent(len(frame), model.profile.count(preprocessor.profile_values(frame, parts)))
         return predictions, preprocessor.why_unknown(frame, unknown) if unknown else []

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import re
 import secrets
 import time
@@ -16,13 +17,15 @@ MAX_BODIES = 256 << 20  # bytes of all requests in progress
 BODY_TIMEOUT = 60  # seconds within which a request body must arrive
 LINGER = 5  # seconds for which the rest of a refused body is read, so that the client gets to read the response
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+PORT = re.compile(rb":\d*$")
 
 
 class Guard:
     """ASGI middleware that refuses requests before they reach the application, and counts all of them."""
 
     def __init__(self, app, metrics, key: str, paths: set[str], hosts: tuple[str, ...] = ()):
-        self.app, self.metrics, self.key, self.paths = app, metrics, key.encode(), paths
+        self.app, self.key, self.paths = app, key.encode(), paths
+        self.requests, self.seconds = map(functools.cache, (metrics.requests.labels, metrics.seconds.labels))
         self.hosts = {host.encode() for host in hosts}  # names under which the service may be requested; empty = any
         self.bodies = 0  # bytes of the requests in progress
 
@@ -84,12 +87,12 @@ class Guard:
         finally:
             self.bodies -= size
             path = scope["path"] if scope["path"] in self.paths else "other"
-            self.metrics.requests.labels(path, status or 500).inc()
-            self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+            self.requests(path, status or 500).inc()
+            self.seconds(path).observe(time.perf_counter() - began)
 
     def _is_local(self, headers: dict[bytes, bytes]) -> bool:
         """Return whether the Host is ours: a foreign name can be made to resolve to 127.0.0.1 (DNS rebinding)."""
-        return re.sub(rb":\d*$", b"", headers.get(b"host", b"")).lower() in self.hosts
+        return PORT.sub(b"", headers.get(b"host", b"")).lower() in self.hosts
 
     def _is_authorized(self, path: str, headers: dict[bytes, bytes]) -> bool:
         if not self.key or path == "/health":
