@@ -15,7 +15,7 @@ from errors import UserError, did_you_mean
 BUNDLED = ("breast_cancer", "wine", "diabetes", "digits", "docstrings")
 TABLE = "(a DataFrame)"  # in place of a file's name, if `train` was given a DataFrame
 INF = float("inf")
-CLEANING = ("unicode", "html", "repeats", "marks", "case")
+CLEANING = ("unicode", "html", "repeats", "marks", "case")  # by default
 FORMATTED = ("number", "date", "")  # kinds of columns that can be written in several ways
 COLUMN_KINDS = ("number", "category", "boolean", "date", "text", "image", "drop")
 
@@ -111,13 +111,13 @@ class DataConfig:
     """Leave out rows with a missing cell instead of filling it."""
     skip_broken: bool = False
     """Leave out records that cannot be read, such as broken images, instead of stopping."""
-    scaling: Literal["standard", "quantile", "none"] = "standard"
+    scaling: Literal["standard", "quantile", "none"] = "quantile"
     """Numbers: to mean 0 and std 1, by rank to a normal distribution, or unchanged."""
-    min_freq: int = 3
+    min_freq: int = 2
     """Rarer values are unknown: training rows for categories and n-grams, occurrences for words and tokens."""
-    clean: tuple[Literal["unicode", "html", "repeats", "marks", "case"], ...] = CLEANING
-    """Steps of cleaning texts: Unicode NFKC normalisation, tags and entities, sooo → soo, placeholders for addresses
-    and digits, lower case. --clean without a value applies none."""
+    clean: tuple[Literal["unicode", "html", "repeats", "marks", "digits", "case"], ...] = CLEANING
+    """Steps of cleaning texts: Unicode NFKC normalisation, tags and entities, sooo → soo, placeholders for addresses,
+    digits → 0, lower case. --clean without a value applies none."""
     tokenizer: Literal["auto", "ngrams", "words", "subwords", "characters"] = "auto"
     """Parts of texts: n-grams of characters within words, words, byte-pair subwords, characters; auto = what the
     network reads (ngrams for bag, subwords for transformer)."""
@@ -187,11 +187,11 @@ class ModelConfig:
     """the network"""
 
     model: tuple[str, ...] = ("auto",)
-    """One network per input: mlp (numbers, categories), bag or transformer (text), cnn (image), hf:NAME (text, from
-    Hugging Face). auto, and inputs without one: mlp, bag, cnn."""
+    """One network per input: tabm or mlp (numbers, categories), bag or transformer (text), cnn (image), hf:NAME (text,
+    from Hugging Face). auto, and inputs without one: tabm, cnn; texts without one become numbers."""
     hidden: tuple[int, ...] = ()
-    """Widths of the hidden layers, or channels of a cnn's stages; none given = 128 64 for mlp, 32 64 128 for cnn,
-    32 for bag, 64 64 for transformer."""
+    """Widths of the hidden layers, or channels of a cnn's stages; none given = 192 192 for tabm, 128 64 for mlp,
+    32 64 128 for cnn, 32 for bag, 64 64 for transformer."""
     activation: Literal["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"] = "relu"
     """Activation function after each hidden layer."""
     batch_norm: bool = True
@@ -220,19 +220,22 @@ class ModelConfig:
 class TrainConfig:
     """how to train"""
 
-    epochs: int = 100
-    """Passes over the training rows, at most."""
+    epochs: int = -1
+    """Passes over the training rows, at most; -1 = planned from the rows and the size of the network."""
+    time_budget: float = 0.0
+    """Seconds that training may take: epochs, and where needed their length, are planned from the measured speed; 0 =
+    no limit."""
     loss: Literal["auto", "mse", "l1", "huber"] = "auto"
     """For regression: squared, absolute or Huber error. Classification always uses cross-entropy."""
     class_weights: bool = False
     """Weight the loss so that all classes count the same, however rare."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
-    optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop"] = "Adam"
+    optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop"] = "AdamW"
     """Optimizer of torch.optim."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Learning rate; OneCycleLR takes it as the peak."""
-    weight_decay: float = 1e-4
+    weight_decay: float = 3e-4
     """L2 penalty on the weights (for AdamW, decoupled)."""
     momentum: float = 0.9
     """Momentum of SGD."""
@@ -245,7 +248,7 @@ class TrainConfig:
         "CosineAnnealingLR",
         "ReduceLROnPlateau",
         "OneCycleLR",
-    ] = "ReduceLROnPlateau"
+    ] = "CosineAnnealingLR"
     """Learning rate schedule, by torch's names; LambdaLR is lr / (1 + gamma · epoch)."""
     warmup: int = 0
     """Epochs in which the learning rate rises from zero, before the scheduler starts."""
@@ -263,22 +266,25 @@ class TrainConfig:
     """Batches whose gradients are accumulated into one step."""
     amp: bool = False
     """Mixed precision in bfloat16: faster on GPUs and on CPUs with AMX, slower on others."""
-    clip_norm: float = 0.0
+    clip_norm: float = 1.0
     """Maximum norm of the gradient; 0 = no limit."""
     monitor: str = "loss"
     """Validation metric that selects the best epoch: loss, or a metric such as accuracy, roc_auc, f1, rmse, mae, r2."""
-    patience: int = 20
+    patience: int = 16
     """Stop after this many epochs without improvement; 0 = never."""
     seed: int = 0
     """Seed of the split, the initial weights, the order of the rows, and dropout."""
 
     def __post_init__(self):
         _as_tuples(self)
-        _within(self, epochs=(1, INF), step_size=(1, INF), accumulate=(1, INF), warmup=(0, INF), lr_patience=(0, INF))
+        _check(self.epochs >= 1 or self.epochs == -1, f"--epochs must be a number from 1 up, not {self.epochs}.")
+        _within(self, step_size=(1, INF), accumulate=(1, INF), warmup=(0, INF), lr_patience=(0, INF))
         _within(self, patience=(0, INF), seed=(0, 2**32 - 1), weight_decay=(0, INF), gamma=(0, INF))
+        _within(self, time_budget=(0, INF))
         _within(self, min_lr=(0, INF), clip_norm=(0, INF), momentum=(0, 0.9999), label_smoothing=(0, 0.99))
         _check(0 < self.lr < INF, f"--lr must be a number above 0, not {self.lr}.")
-        _check(self.warmup < self.epochs, f"--warmup {self.warmup} leaves no epoch of --epochs {self.epochs}.")
+        leaves = self.epochs == -1 or self.warmup < self.epochs
+        _check(leaves, f"--warmup {self.warmup} leaves no epoch of --epochs {self.epochs}.")
         milestones = list(self.milestones)
         _check(
             milestones == sorted(set(milestones)) and all(m > self.warmup for m in milestones),

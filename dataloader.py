@@ -301,9 +301,12 @@ def _split_by_time(
 # ---------------------------------------------------------------- splits → batches
 
 
-def fit_splits(splits: Splits, config: DataConfig, task: Task) -> tuple[Splits, Preprocessor, list[dict[str, Encoded]]]:
+def fit_splits(
+    splits: Splits, config: DataConfig, task: Task, *, text_ids: bool = False
+) -> tuple[Splits, Preprocessor, list[dict[str, Encoded]]]:
     """Fit the preprocessor to the training records and encode each split, once.
 
+    text_ids: texts stay ids, for a network that reads them, instead of becoming numbers.
     Returns (splits, preprocessor, [encoded columns of train, validation, test]). With --skip-broken the splits come
     back without the records that cannot be read; otherwise the first of them raises UserError.
     """
@@ -319,6 +322,8 @@ def fit_splits(splits: Splits, config: DataConfig, task: Task) -> tuple[Splits, 
             encoded, records = _without_broken(encode, getattr(splits, name), config.skip_broken, splits.notes)
         if fitted is None:
             fitted, encoded = encoded
+            if not text_ids:
+                fitted, encoded = fitted.derive(encoded, task.scores(task.encode(records[splits.target])))
         parts[name], splits = encoded, replace(splits, **{name: records})
     return splits, fitted, list(parts.values())
 

@@ -62,6 +62,7 @@ def make_module(pipeline):
         def forward(self, inputs: list):
             columns = zip(preprocessor.columns, inputs, strict=True)
             parts = {column.name: column.transform(x) for column, x in columns}
+            parts |= {features.name: features.transform(parts[features.source]) for features in preprocessor.derived}
             return task.graph_outputs(self.network(**preprocessor.join(parts)))
 
     arrays = graph_inputs(preprocessor, (pipeline.examples * 2)[:2])

@@ -11,37 +11,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from backbones.huggingface import Pretrained
+from backbones.layers import ACTIVATIONS, Dropout
+from backbones.text import NGramBag, Transformer
 from errors import UserError
 from preprocessing.column import memory
-
-UNKNOWN = 1  # the id of parts of texts that training saw too rarely
-ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "softmax": lambda: nn.Softmax(dim=-1),
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "leaky_relu": nn.LeakyReLU,
-}
-
-
-class Dropout(nn.Module):
-    """nn.Dropout at half the cost on a CPU, where 16 random bits instead of a random float decide about an element."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.device.type != "cpu":
-            return F.dropout(x, self.p, self.training)
-        bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        dropped = round(self.p * 2**16)  # of the 65,536 patterns
-        kept = bits[: x.numel()].view(x.shape) >= dropped - 2**15
-        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
 
 
 class CategoryEmbedding(nn.Module):
@@ -107,6 +83,110 @@ class MLP(nn.Module):
         return self.head(self.features(numbers, categories))  # (N, in_features), (N, columns) → (N, out_features)
 
 
+class NumberEmbedding(nn.Module):
+    """A learned vector for each number: a piecewise linear function of it, with bins of about equally many rows.
+
+    A bin counts 0 for numbers below it, 1 above, and rises from 0 to 1 inside; the outer bins go on to OUTSIDE
+    (Gorishniy et al., "On Embeddings for Numerical Features in Tabular Deep Learning", 2022). A linear part is added,
+    because most functions are nearly linear.  bins: the edges of the bins of each number, see `quantile_bins`.
+    """
+
+    WIDTH, OUTSIDE = 8, 3.0
+
+    def __init__(self, bins: list[list[float]]):
+        super().__init__()
+        most = max(len(edges) for edges in bins) - 1
+        table = torch.tensor([[*edges, *[math.inf] * (most + 1 - len(edges))] for edges in bins])
+        left, right = table[:, :-1], table[:, 1:]
+        is_bin = right < math.inf
+        left, size = torch.where(is_bin, left, 0.0), torch.where(is_bin, right - left, 1.0)
+        low, high = torch.zeros_like(left), is_bin.float()
+        low[:, 0] = 1 - self.OUTSIDE
+        high[is_bin & ~F.pad(is_bin[:, 1:], (0, 1))] = self.OUTSIDE
+        for name, constant in (("left", left), ("size", size), ("low", low), ("high", high)):
+            self.register_buffer(name, constant, persistent=False)
+        self.weight = nn.Parameter(torch.empty(len(bins), most, self.WIDTH).uniform_(-1, 1) / math.sqrt(most))
+        self.linear = nn.Parameter(0.3 * torch.randn(len(bins), self.WIDTH))
+        self.bias = nn.Parameter(torch.zeros(len(bins), self.WIDTH))
+        self.width = len(bins) * self.WIDTH
+
+    def forward(self, numbers: Tensor) -> Tensor:  # (N, F) → (N, F · WIDTH)
+        numbers = numbers[:, :, None]
+        inside = torch.minimum(torch.maximum((numbers - self.left) / self.size, self.low), self.high)  # (N, F, bins)
+        return (torch.einsum("nfb,fbw->nfw", inside, self.weight) + numbers * self.linear + self.bias).flatten(1)
+
+
+class MemberLinear(nn.Module):
+    """A linear layer of its own for each member of an ensemble."""
+
+    def __init__(self, members: int, in_features: int, out_features: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_features)  # as nn.Linear
+        self.weight = nn.Parameter(torch.empty(members, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, members, in_features) → (N, members, out_features)
+        return torch.einsum("nmi,mio->nmo", x, self.weight) + self.bias
+
+
+class TabM(nn.Module):
+    """An ensemble of `members` multi-layer perceptrons that share their weights, except for a factor for each input of
+    the first layer and for their last layers (Gorishniy et al., "TabM: Advancing Tabular Deep Learning with
+    Parameter-Efficient Ensembling", 2024: TabM-mini). Numbers and categories are embedded."""
+
+    HIDDEN = (192, 192)
+
+    def __init__(
+        self,
+        *,
+        bins: list[list[float]] | None = None,
+        category_sizes: list[int] | None = None,
+        out_features: int,
+        hidden: list[int],
+        activation: str,
+        dropout: float,
+        members: int = 8,
+    ):
+        super().__init__()
+        self.embeddings = nn.ModuleDict()
+        if bins:
+            self.embeddings["numbers"] = NumberEmbedding(bins)
+        if category_sizes:
+            self.embeddings["categories"] = CategoryEmbedding(category_sizes)
+        width = sum(embedding.width for embedding in self.embeddings.values())
+        self.factors = nn.Parameter(2.0 * torch.randint(0, 2, (members, width)) - 1)
+        layers: list[nn.Module] = []
+        for size in hidden:
+            layers += [nn.Linear(width, size), ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
+            width = size
+        self.layers = nn.Sequential(*layers)
+        self.width = width
+        self.head = MemberLinear(members, width, out_features)
+
+    def hidden(self, numbers: Tensor | None, categories: Tensor | None) -> Tensor:
+        """Return the last hidden layer of each member, (N, members, width)."""
+        inputs = {"numbers": numbers, "categories": categories}
+        embedded = [embedding(inputs[name]) for name, embedding in self.embeddings.items()]
+        return self.layers(torch.cat(embedded, dim=1)[:, None] * self.factors)
+
+    def features(self, numbers: Tensor | None = None, categories: Tensor | None = None) -> Tensor:
+        return self.hidden(numbers, categories).mean(dim=1)
+
+    def forward(self, numbers: Tensor | None = None, categories: Tensor | None = None) -> Tensor:
+        return self.head(self.hidden(numbers, categories))  # (N, F), (N, columns) → (N, members, out_features)
+
+
+def quantile_bins(numbers: Tensor) -> list[list[float]]:
+    """Return the edges of at most 48 bins for each of F numbers (N, F), with about equally many rows in each bin, and
+    at least 50. A number with one value only has one bin."""
+    count = min(48, max(4, len(numbers) // 50))
+    rows = numbers[torch.linspace(0, len(numbers) - 1, min(len(numbers), 100_000)).long()].double()
+    levels = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+    edges = torch.quantile(rows, levels, dim=0, interpolation="nearest").float()
+    distinct = [column.unique().tolist() for column in edges.T]
+    return [each if len(each) > 1 else [each[0], each[0] + 1] for each in distinct]
+
+
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut around them (He et al., "Deep Residual Learning", 2015)."""
 
@@ -164,142 +244,6 @@ class CNN(nn.Module):
         return self.head(self.features(image))
 
 
-class NGramBag(nn.Module):
-    """Wide and deep over the n-grams of a text, regardless of their order (Cheng et al., "Wide & Deep Learning", 2016).
-
-    Wide is a linear model with a weight for each n-gram and class; deep is a small network on the sum of learned
-    vectors. N-grams are weighted as in tf-idf: ids are numbered from the most frequent n-gram down, so by Zipf's law
-    the logarithm of the number approximates the inverse document frequency (Spärck Jones, 1972). In training half of
-    the n-grams are dropped: with as many n-grams as texts, the model would memorise single ones. In some texts the
-    first n-gram is replaced by the unknown id, so that it is trained even if training knows all n-grams.
-    """
-
-    TOKENIZER, HIDDEN = "ngrams", (32,)
-    NGRAM_DROPOUT, UNK_DROPOUT = 0.5, 0.1
-
-    def __init__(
-        self,
-        *,
-        known_sizes: list[int],
-        padding: int,
-        out_features: int,
-        hidden: list[int],
-        activation: str,
-        dropout: float,
-    ):
-        super().__init__()
-        self.out_features = out_features
-        # Each text column numbers its own n-grams from the most frequent one down.
-        ranks = torch.cat([torch.arange(2), *(torch.arange(2, 2 + size) for size in known_sizes)])
-        self.register_buffer("idf", (ranks + math.e).log(), persistent=False)
-        self.table = nn.EmbeddingBag(len(ranks), out_features + hidden[0], mode="sum", padding_idx=padding)
-        nn.init.zeros_(self.table.weight[:, :out_features].data)  # the linear model starts at zero
-        nn.init.normal_(self.table.weight[:, out_features:].data, std=0.1)
-        layers: list[nn.Module] = [ACTIVATIONS[activation](), Dropout(dropout)]
-        for width, size in itertools.pairwise(hidden):
-            layers += [nn.Linear(width, size), ACTIVATIONS[activation](), Dropout(dropout)]
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(hidden[-1], out_features)
-        self.width = out_features + hidden[-1]
-
-    def wide_and_deep(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of the linear model and the last hidden layer of the small network."""
-        if self.training:
-            unknown = torch.rand(len(text), device=text.device) < self.UNK_DROPOUT
-            text = torch.cat([text[:, :1].masked_fill(unknown[:, None], UNKNOWN), text[:, 1:]], dim=1)
-        idf = self.idf.index_select(0, text.flatten()).view(text.shape)
-        weights = (text != self.table.padding_idx) * idf
-        if self.training:
-            weights = weights * (torch.rand_like(weights) >= self.NGRAM_DROPOUT)
-        weights = weights / weights.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        if torch.compiler.is_exporting():  # ONNX has no EmbeddingBag
-            summed = (self.table.weight[text.long()] * weights[..., None]).sum(dim=1)
-        else:
-            summed = self.table(text, per_sample_weights=weights)
-        wide, deep = summed.tensor_split([self.out_features], dim=1)
-        return wide, self.layers(deep)
-
-    def features(self, text: Tensor) -> Tensor:
-        return torch.cat(self.wide_and_deep(text), dim=1)
-
-    def forward(self, text: Tensor) -> Tensor:  # (N, L) → (N, out_features)
-        wide, deep = self.wide_and_deep(text)
-        return wide + self.head(deep)
-
-
-class EncoderLayer(nn.Module):
-    """A layer of a Transformer encoder: self-attention, then a small network at each position.
-
-    Vaswani et al., "Attention Is All You Need", 2017; layer normalisation before each half, as in GPT-2.
-    """
-
-    def __init__(self, width: int, activation: str, dropout: float):
-        super().__init__()
-        self.heads = max(1, width // 32)
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.queries_keys_values = nn.Linear(width, 3 * width)
-        self.out_proj = nn.Linear(width, width)
-        self.body = nn.Sequential(nn.Linear(width, 4 * width), ACTIVATIONS[activation](), nn.Linear(4 * width, width))
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor, is_token: Tensor) -> Tensor:  # (N, L, width), (N, L) → (N, L, width)
-        n, length, width = x.shape
-        split = self.queries_keys_values(self.norms[0](x)).view(n, length, 3, self.heads, width // self.heads)
-        queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (N, heads, L, width / heads)
-        seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=is_token[:, None, None, :])
-        x = x + self.dropout(self.out_proj(seen.transpose(1, 2).reshape(n, length, width)))
-        return x + self.dropout(self.body(self.norms[1](x)))
-
-
-class Transformer(nn.Module):
-    """Small Transformer encoder over the tokens of a text: a layer for each number in `hidden`, all of one width; the
-    mean over the tokens; a linear layer. In training some tokens are replaced by the unknown id, which trains it and
-    keeps the network from memorising texts."""
-
-    TOKENIZER, HIDDEN = "subwords", (64, 64)
-    UNK_DROPOUT = 0.15
-
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        max_length: int,
-        padding: int,
-        out_features: int,
-        hidden: list[int],
-        activation: str,
-        dropout: float,
-    ):
-        super().__init__()
-        self.width = hidden[0]
-        if len(set(hidden)) > 1 or (self.width > 32 and self.width % (self.width // 32)):
-            raise UserError("--model transformer: --hidden takes the same width for each layer, a multiple of 32.")
-        self.padding = padding
-        self.token_embedding = nn.Embedding(vocab_size, self.width, padding_idx=padding)
-        self.position_embedding = nn.Embedding(max_length, self.width)
-        for table in (self.token_embedding, self.position_embedding):
-            nn.init.normal_(table.weight, std=0.1)
-        self.dropout = Dropout(dropout)
-        self.layers = nn.ModuleList(EncoderLayer(self.width, activation, dropout) for _ in hidden)
-        self.norm, self.head = nn.LayerNorm(self.width), nn.Linear(self.width, out_features)
-
-    def features(self, text: Tensor) -> Tensor:
-        is_token = text != self.padding
-        if self.training:
-            unknown = is_token & (torch.rand(text.shape, device=text.device) < self.UNK_DROPOUT)
-            text = text.masked_fill(unknown, UNKNOWN)
-        # Positions count tokens alone: between two text columns there may be padding.
-        positions = (is_token.cumsum(dim=1) - 1).clamp_min(0)
-        x = self.dropout(self.token_embedding(text) + self.position_embedding(positions))
-        for layer in self.layers:
-            x = layer(x, is_token)
-        x = self.norm(x) * is_token[..., None]
-        return x.sum(dim=1) / is_token.sum(dim=1, keepdim=True)
-
-    def forward(self, text: Tensor) -> Tensor:  # (N, L) → (N, out_features)
-        return self.head(self.features(text))
-
-
 class JointNetwork(nn.Module):
     """Several networks under one head: a small network on their concatenated features."""
 
@@ -327,8 +271,8 @@ class JointNetwork(nn.Module):
         return self.head(torch.cat(features, dim=1))
 
 
-MODELS = {"mlp": MLP, "cnn": CNN, "bag": NGramBag, "transformer": Transformer, "hf": Pretrained}
-DEFAULTS = {"numbers": "mlp", "categories": "mlp", "text": "bag", "image": "cnn"}  # network of each input
+MODELS = {"tabm": TabM, "mlp": MLP, "cnn": CNN, "bag": NGramBag, "transformer": Transformer, "hf": Pretrained}
+DEFAULTS = {"numbers": "tabm", "categories": "tabm", "text": "bag", "image": "cnn"}  # network of each input
 
 
 def network_class(name: str) -> type[nn.Module]:
@@ -339,6 +283,11 @@ def network_class(name: str) -> type[nn.Module]:
 def inputs_of(network: type[nn.Module] | nn.Module) -> list[str]:
     """Return the named tensors that a network reads: the parameters of its `forward`."""
     return [name for name in inspect.signature(network.forward).parameters if name != "self"]
+
+
+def read_ids_of_texts(names: tuple[str, ...]) -> bool:
+    """Return whether a network that --model names reads texts itself; otherwise they become numbers."""
+    return any("text" in inputs_of(network_class(name)) for name in names if name != "auto")
 
 
 def pick(values: dict, names) -> dict:
@@ -403,6 +352,13 @@ def _build_network(name: str, args: dict) -> nn.Module:
     return network(**pick(args, [p.name for p in wanted]))
 
 
+class _WithoutRandom(TorchFunctionMode):
+    """Skip nn.init.normal_: without memory to fill, it would import torch's compiler, 70 MB."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
 def outline(names: list[str], args: dict, limit: int = 10_000) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weights of a network, without the memory that it takes.
 
@@ -416,7 +372,7 @@ def outline(names: list[str], args: dict, limit: int = 10_000) -> dict[str, tupl
 
     hook = nn.modules.module.register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutRandom():
             return {name: tuple(weight.shape) for name, weight in _build(names, args).state_dict().items()}
     finally:
         hook.remove()

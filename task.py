@@ -194,6 +194,11 @@ class Task:
         """Return the class index of each encoded target, None for regression."""
         return None if self.kind == "regression" else targets.long().numpy()
 
+    def scores(self, targets: Tensor) -> np.ndarray:
+        """Return encoded targets as float32 (N, out_features): a column of 0 and 1 for each class, or the values."""
+        columns = F.one_hot(targets, len(self.classes)) if self.kind == "multiclass" else targets[:, None]
+        return columns.float().numpy()
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over records, a scalar. Class weights multiply the loss of each record, so the mean
         over two batches of the same size is the mean over their records."""

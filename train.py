@@ -15,6 +15,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow down everything else on the machine
 
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def train(
     from trainer import Trainer, seed_all
 
     config = Config(data or DataConfig(), model or ModelConfig(), training or TrainConfig(), run or RunConfig())
-    path = config.run.resume
+    started, path = time.monotonic(), config.run.resume
     state = _training_state(path) if path else None
     splits = load_splits(config.data, config.training.seed, table)
     with open_run_folder(config.run, splits.sources[0]) as out:
@@ -65,6 +66,7 @@ def train(
             config = replace(config, data=replace(config.data, data=TABLE))
         splits, pipeline, loaders = assemble(splits, config)
         trainer = Trainer(pipeline, config.training, config.run)
+        trainer.started = started
         if state:
             _restore(trainer, state, path)
         _print_data(splits, pipeline)
@@ -75,7 +77,7 @@ def train(
         predictions, test = tested or _evaluate(trainer, splits, loaders[2])
         best = trainer.history[trainer.best["epoch"] - 1]
         val = {name.removeprefix("val/"): value for name, value in best.items() if name.startswith("val/")}
-        diagnosis = diagnose(val, test, pipeline.task, splits, config)
+        diagnosis = diagnose(val, test, pipeline.task, splits, replace(config, training=trainer.config))
         result = Run(pipeline, history, val, test, predictions, out, diagnosis)
         if tested:
             print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
@@ -91,6 +93,7 @@ def assemble(splits, config: Config):
 
     from dataloader import fit_splits, make_loaders
     from evaluation.drift import PROFILE_ROWS, Profile
+    from model import read_ids_of_texts
     from pipeline import SELF_CHECK_ROWS, Pipeline
     from preprocessing.column import evenly_spaced
     from preprocessing.preprocessor import take
@@ -101,8 +104,8 @@ def assemble(splits, config: Config):
     options["form"] = splits.config.column_formats().get(splits.target, "")
     task = Task.fit(splits.train[splits.target], splits.kind, loss=training.loss, **options)
     data = replace(splits.config, tokenizer=_tokenizer(config))
-    splits, preprocessor, encoded = fit_splits(splits, data, task)
-    model, model_spec = _build_network(preprocessor, task, config, splits.notes)
+    splits, preprocessor, encoded = fit_splits(splits, data, task, text_ids=read_ids_of_texts(config.model.model))
+    model, model_spec = _build_network(preprocessor, encoded[0], task, config, splits.notes)
     rows = evenly_spaced(torch.arange(len(splits.train)), PROFILE_ROWS)
     sample = {name: take(part, rows) for name, part in encoded[0].items()}
     profile = Profile.fit(preprocessor.profile_values(splits.train.iloc[rows.numpy()], sample))
@@ -130,14 +133,19 @@ def _tokenizer(config: Config) -> str:
     return next(network.TOKENIZER for network in networks if hasattr(network, "TOKENIZER"))
 
 
-def _build_network(preprocessor, task, config: Config, notes: list[str]):
-    """Return (the network with its initial weights, how `build_model` builds it again)."""
-    from model import build_model, choose_networks
+def _build_network(preprocessor, encoded: dict, task, config: Config, notes: list[str]):
+    """Return (the network with its initial weights, how `build_model` builds it again).
+
+    encoded: the columns of the training records.
+    """
+    from model import build_model, choose_networks, quantile_bins
     from trainer import seed_weights
 
     names = choose_networks(config.model.model, list(preprocessor.inputs))
     flags = {name: value for name, value in config.to_dict()["model"].items() if name != "model"}
     args = {**preprocessor.model_args, "out_features": task.out_features, **flags}
+    if "numbers" in preprocessor.inputs:
+        args["bins"] = quantile_bins(preprocessor.join(encoded)["numbers"])
     if pretrained := config.model.pretrained:
         from preprocessing.hub import from_hugging_face
 

@@ -1,5 +1,7 @@
 """Training: optimizers, learning rate schedules, the loop, early stopping, interruption and resume."""
 
+import copy
+import itertools
 import math
 import signal
 import threading
@@ -7,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,9 @@ from progress import Progress
 
 # With fewer multiply-adds per step, distributing work over threads costs more than it saves
 # (measured with `python benchmarks/training_speed.py --threads`).
-ALL_THREADS_FROM = 500e6
+ALL_THREADS_FROM = 300e6
+PLANNED_EPOCHS = (8, 60)  # at least and at most; in between as many as PLANNED_WORK pays for
+PLANNED_WORK = 1.3e12  # floating point operations of all forward passes in training
 SAVE_SECONDS = 1.0  # between saves: short epochs share one, so a kill loses at most this much work
 SAVE_SHARE = 0.03  # for large weights, save less often: at most this share of the time
 SAVE_SECONDS_IN_EPOCH = 120.0  # long epochs are saved in between as well
@@ -113,6 +118,8 @@ class Trainer:
         self.out = Path(run.out) if run.out else None
         self.threads = run.threads  # 0 = chosen in `fit`
 
+        self.started = time.monotonic()  # from here on --time-budget counts
+        self.batches = 0  # of an epoch, planned in `fit`
         self.epoch = 0  # finished epochs
         self.steps = 0  # optimizer steps, over all epochs
         self.next_batch = 0  # first batch after the last step of this epoch: where a resumed run continues
@@ -139,7 +146,7 @@ class Trainer:
         Returns the history, a row per epoch. Raises UserError if a loss is not finite, and KeyboardInterrupt after
         Ctrl-C or SIGTERM, when everything is saved.
         """
-        with self._session(train_loader):
+        with self._session(train_loader, val_loader):
             while self.epoch < self.config.epochs and not self.out_of_patience():
                 started = time.perf_counter()
                 train_loss = self.train_epoch(train_loader)
@@ -154,7 +161,7 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad()
         seed_all(self.config.seed, self.epoch)
-        batches, last, accumulated_samples = iter(loader), len(loader) - 1, 0
+        batches, last, accumulated_samples = itertools.islice(loader, self.batches), self.batches - 1, 0
         for _ in range(self.next_batch):  # resumed within an epoch: the same order, the same random state
             next(batches)
         if self._generator:
@@ -284,9 +291,16 @@ class Trainer:
     # ------------------------------------------------------------ before and after
 
     @contextmanager
-    def _session(self, loader: DataLoader) -> Iterator[None]:
-        """Set up schedule, threads, signals, files and progress bar for as long as the loop runs."""
-        self.batches = len(loader)
+    def _session(self, loader: DataLoader, val_loader: DataLoader) -> Iterator[None]:
+        """Set up threads, plan, schedule, signals, files and progress bar for as long as the loop runs."""
+        threads = torch.get_num_threads()
+        work = self._count_work(loader)
+        if self.device.type == "cpu":
+            saved = self._resume_state["threads"] if self._resume_state else 0
+            self.threads = self.threads or saved or (threads if work >= ALL_THREADS_FROM else 1)
+            torch.set_num_threads(self.threads)
+        self.pipeline.threads = self.threads
+        self._plan(work, loader, val_loader)
         steps_per_epoch = math.ceil(self.batches / self.config.accumulate)
         self.warmup_steps = 0 if self.config.scheduler == "OneCycleLR" else self.config.warmup * steps_per_epoch
         self.lr_scheduler = build_lr_scheduler(self.optimizer, self.config, steps_per_epoch, self.higher_is_better)
@@ -294,13 +308,8 @@ class Trainer:
             self._restore(self._resume_state)
             if self.epoch >= self.config.epochs or self.out_of_patience():
                 print(f"nothing left to train after epoch {self.epoch}: to continue, raise --epochs or --patience")
-        threads = torch.get_num_threads()
-        if self.device.type == "cpu":
-            self.threads = self.threads or self._choose_threads(loader, threads)
-            torch.set_num_threads(self.threads)
-        self.pipeline.threads = self.threads
         options = {"epochs": self.config.epochs, "monitor": self.config.monitor, "history": self.history}
-        self.progress = Progress(self.out, records=len(loader.dataset), **options)
+        self.progress = Progress(self.out, records=len(loader.dataset) * self.batches // len(loader), **options)
         self._saved_at = time.monotonic()
         handlers = self._catch_signals()
         try:
@@ -312,11 +321,10 @@ class Trainer:
             torch.set_num_threads(threads)
             self._interrupted = ""  # a signal during the last save came too late: the run is complete
 
-    def _choose_threads(self, loader: DataLoader, available: int) -> int:
-        """Return one thread for small networks, all for large ones, by the multiply-adds of a step.
+    def _count_work(self, loader: DataLoader) -> int:
+        """Return the floating point operations of a batch's forward pass, which decide about threads and epochs.
 
-        They are counted, not timed: the number of threads changes the order of summation, so that a choice by a noisy
-        clock would make two runs with the same seed differ.
+        They are counted, not timed: a choice by a noisy clock would make two runs with the same seed differ.
         """
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -324,7 +332,52 @@ class Trainer:
         self.model.eval()
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             self.pipeline.forward(inputs)
-        return available if counter.get_total_flops() >= ALL_THREADS_FROM else 1
+        return counter.get_total_flops()
+
+    def _plan(self, work: int, loader: DataLoader, val_loader: DataLoader) -> None:
+        """Decide about epochs and batches per epoch: by --epochs, by the work, or by the speed and --time-budget.
+
+        A resumed run keeps the plan of the run that it continues, unless --epochs is given.
+        """
+        config, (least, most) = self.config, PLANNED_EPOCHS
+        epochs, self.batches = config.epochs, len(loader)
+        if plan := (self._resume_state or {}).get("plan"):
+            self.batches = plan["batches"] if config.time_budget else self.batches
+            epochs = plan["epochs"] if epochs == -1 else epochs
+        elif config.time_budget:
+            a_batch, an_evaluation = self._measure(loader, val_loader)
+            left = 0.97 * config.time_budget - (time.monotonic() - self.started)
+            most = epochs if epochs != -1 else most
+            epochs = min(most, max(1, int(left / (a_batch * self.batches + an_evaluation))))
+            if epochs < min(least, most):  # shorter epochs, so that the schedule and the choice of the best have steps
+                epochs = min(least, most)
+                self.batches = min(self.batches, max(1, int((left / epochs - an_evaluation) / a_batch)))
+        elif epochs == -1:
+            epochs = min(most, max(least, int(PLANNED_WORK / (work * self.batches))))
+        self.config = replace(config, epochs=max(epochs, config.warmup + 1))
+        if config.epochs == -1 and not self.history:
+            share = "" if self.batches == len(loader) else f" of {self.batches} of {len(loader)} batches"
+            print(f"plan: at most {self.config.epochs} epochs{share}", flush=True)
+
+    def _measure(self, loader: DataLoader, val_loader: DataLoader) -> tuple[float, float]:
+        """Return the seconds of a batch in training, and of an evaluation. The trainer is then as before."""
+        weights = copy.deepcopy(self.model.state_dict())
+        started = time.monotonic()
+        self.evaluate(val_loader)
+        an_evaluation, times = time.monotonic() - started, []
+        self.model.train()
+        self.warmup_steps, self.lr_scheduler, self.batch = 0, None, 0
+        for inputs, targets in itertools.islice(itertools.cycle(loader), 100):
+            started = time.monotonic()
+            self.step(inputs, targets, len(targets))
+            times.append(time.monotonic() - started)
+            if sum(times) > 0.08 * self.config.time_budget:
+                break
+        self.model.load_state_dict(weights)
+        self.optimizer = build_optimizer(self.model, self.config)
+        self.steps = self.samples = 0
+        self.loss_sum.zero_()
+        return float(np.median(times)), an_evaluation
 
     def _catch_signals(self) -> dict:
         """Note Ctrl-C and SIGTERM for the loop to handle; a second signal acts at once. Returns the old handlers."""
@@ -370,6 +423,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "flags": {name: getattr(self.config, name) for name in ("optimizer", "monitor", "accumulate")},
             "batches": self.batches,
+            "plan": {"epochs": self.config.epochs, "batches": self.batches},
             "threads": self.threads,
             "history": self.history,
             "best": self.best,
@@ -407,7 +461,6 @@ class Trainer:
         self.epoch, self.next_batch, self.steps = state["epoch"], state["next_batch"], state["steps"]
         self.samples, self.history, self.best = state["samples"], list(state["history"]), state["best"]
         self.loss_sum.fill_(state["loss_sum"])
-        self.threads = self.threads or state["threads"]
         self._generator = state["generator"] if self.next_batch else None
         with warnings.catch_warnings():  # torch warns that the scheduler steps before the optimizer
             warnings.simplefilter("ignore")

@@ -32,10 +32,14 @@ def _html(text: str) -> str:
 
 
 def _marks(text: str) -> str:
-    """Replace each web address and each e-mail address by one word, and each digit by 0: 2,499 → 0,000."""
+    """Replace each web address and each e-mail address by one word."""
     text = re.sub(r"(?:https?://|www\.)\S+", " xxurl ", text, flags=re.IGNORECASE)
     # Matched only at the start of a word and possessively, so that the time is linear in the length of the text
-    text = re.sub(r"(?<![\w.+-])(?:[\w.+-]++@[\w-]++\.\w[\w.-]*+)++", " xxmail ", text)
+    return re.sub(r"(?<![\w.+-])(?:[\w.+-]++@[\w-]++\.\w[\w.-]*+)++", " xxmail ", text)
+
+
+def _digits(text: str) -> str:
+    """Replace each digit by 0: 2,499 → 0,000."""
     return re.sub(r"\d", "0", text)
 
 
@@ -50,6 +54,7 @@ CLEANING: dict[str, Callable[[str], str]] = {
     "html": _html,
     "repeats": _repeats,
     "marks": _marks,
+    "digits": _digits,
     "case": str.lower,
 }
 

@@ -15,6 +15,7 @@ from preprocessing.column import Column, Encoded, evenly_spaced
 from preprocessing.infer import KINDS, infer_kind
 from preprocessing.parsing import check_flat, frame_of, without_words
 from preprocessing.ragged import Ragged, RaggedColumns
+from preprocessing.text_features import TextFeatures
 
 INPUTS = ("numbers", "categories", "text", "image")  # the named tensors, in the order of a network's arguments
 
@@ -70,6 +71,7 @@ class Preprocessor:
     columns: tuple[Column, ...]
     left_out: dict[str, tuple[str, str]]  # name → (kind, why)
     missing: tuple[str, ...] = ()  # words that stand for a missing value in any column (--missing)
+    derived: tuple[TextFeatures, ...] = ()  # numbers made from other columns with the help of the targets
 
     @classmethod
     def fit(cls, records: pd.DataFrame, config: DataConfig, labels: np.ndarray | None = None) -> "Preprocessor":
@@ -110,6 +112,18 @@ class Preprocessor:
                 parts[column.name] = parts[column.name].shift(column.offset)
         return preprocessor, parts
 
+    def derive(self, parts: dict[str, Encoded], targets: np.ndarray) -> tuple["Preprocessor", dict[str, Encoded]]:
+        """Fit numbers that take the place of the ids of texts; return (a preprocessor with them, encoded columns).
+
+        parts: the encoded columns of the training records.  targets: float32 (N, scores), see `Task.scores`.
+        """
+        derived, parts = [], dict(parts)
+        for column in self.inputs.get("text", ()):
+            features, numbers = TextFeatures.fit_encode(column, parts[column.name], targets)
+            derived.append(features)
+            parts[features.name] = numbers
+        return replace(self, derived=tuple(derived)), parts
+
     # ------------------------------------------------------------ records → tensors
 
     def __call__(self, records) -> dict[str, Tensor]:
@@ -129,7 +143,8 @@ class Preprocessor:
         cells = dict(self.as_frame(records).items())
         for column in self.columns:
             check_flat(cells[column.name])
-        return {column.name: column.encode(cells[column.name]) for column in self.columns}
+        parts = {column.name: column.encode(cells[column.name]) for column in self.columns}
+        return parts | {features.name: features.encode(parts[features.source]) for features in self.derived}
 
     def encode_readable(self, records: pd.DataFrame, encode: Callable | None = None):
         """Return (encoded columns, positions of the records that can be read, position → what is wrong with others).
@@ -151,7 +166,8 @@ class Preprocessor:
         """
         frame, messages = self.as_frame(records), {}
         for i in overflowed.nonzero()[:, 0].tolist():
-            sizes = {column.name: float(parts[column.name][i].abs().max()) for column in self.inputs.get("numbers", ())}
+            numbers = [column.name for column in self.columns if column.input == "numbers"]
+            sizes = {name: float(parts[name][i].abs().max()) for name in numbers}
             name = max(sizes, key=sizes.get, default=self.names[0])
             why = f"{str(frame[name].iloc[i])!r} is too large a number" if sizes else "the logits are not finite"
             messages[i] = f"row {frame.index[i]}, column {name!r}: {why}."
@@ -198,7 +214,9 @@ class Preprocessor:
     @cached_property
     def inputs(self) -> dict[str, list[Column]]:
         """The columns of each named tensor, in the order of INPUTS."""
-        found = {name: [column for column in self.columns if column.input == name] for name in INPUTS}
+        replaced = {features.source for features in self.derived}
+        columns = [*(column for column in self.columns if column.name not in replaced), *self.derived]
+        found = {name: [column for column in columns if column.input == name] for name in INPUTS}
         return {name: columns for name, columns in found.items() if columns}
 
     @property
@@ -278,13 +296,15 @@ class Preprocessor:
         """Return plain containers, from which `from_state` makes an equal preprocessor."""
         columns = [{"kind": column.kind, **asdict(column)} for column in self.columns]
         left_out = {name: list(why) for name, why in self.left_out.items()}
-        return {"columns": columns, "left_out": left_out, "missing": list(self.missing)}
+        derived = [asdict(features) for features in self.derived]
+        return {"columns": columns, "left_out": left_out, "missing": list(self.missing), "derived": derived}
 
     @classmethod
     def from_state(cls, state: dict) -> "Preprocessor":
         columns = tuple(from_plain(KINDS[column["kind"]], column) for column in state["columns"])
         left_out = {name: tuple(why) for name, why in state.get("left_out", {}).items()}
-        return cls(columns, left_out, tuple(state.get("missing", ())))
+        derived = tuple(from_plain(TextFeatures, features) for features in state.get("derived", ()))
+        return cls(columns, left_out, tuple(state.get("missing", ())), derived)
 
 
 def _with_disjoint_ids(columns: list[Column]) -> tuple[Column, ...]:

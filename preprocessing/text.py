@@ -27,10 +27,11 @@ from preprocessing.ragged import PADDING, UNKNOWN, Ragged
 
 VOCAB_SIZES = {"ngrams": 2**18, "words": 30_000, "subwords": 8_000, "characters": 8_000}
 MIN_LENGTH = 32  # of max_length, so that a model of short texts also reads somewhat longer ones
-MAX_LENGTHS = {"ngrams": 8192, "words": 512, "subwords": 512, "characters": 512}  # unless --max-length is given
+MAX_LENGTHS = {"ngrams": 32_768, "words": 512, "subwords": 512, "characters": 512}  # unless --max-length is given
 CHUNK, CHUNK_CHARACTERS = 4096, 2**20  # texts and characters hashed at a time: about 180 bytes of memory a character
 MAX_CELL = 100_000  # characters of a text in a request
 SAMPLE = 10_000  # cells that tell names from ids
+MANY_NAMES = 50  # a column of more different names made of words is a text, even if they recur
 
 # Processes that clean texts are forked after tokenizers used its threads; without this it would print a warning
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -63,7 +64,8 @@ class TextColumn(Column):
     def detect(cls, cells: Cells, config: DataConfig) -> bool:
         present = cells.present
         if not (cells.distinct > 0.5 * len(present) and cells.distinct > 10):
-            return False
+            # As a text, an unseen name of known words says something; as a category it would be unknown
+            return cells.distinct > MANY_NAMES and holds_words(present)
         is_long = present.str.len().mean() > 40 and not _are_codes(present)
         return bool(cells.words >= 3 or is_long or holds_words(present))
 

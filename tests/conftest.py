@@ -6,6 +6,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import forks
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,19 +93,27 @@ def quick_run(folder, table=None, *, data=None, model=None, **training):
     return train(data, model or ModelConfig(hidden=(16,)), training, run, table=table)
 
 
-def command(*args, cwd=None, stdin: bytes | None = None, env=None, timeout=120) -> subprocess.CompletedProcess:
-    """Run `python train.py …` or `python predict.py …` in another process."""
+def command(*args, cwd=None, stdin: bytes | None = None, env=None, fork=True) -> subprocess.CompletedProcess:
+    """Run `python train.py …`, `python predict.py …` or `python -c …` in another process.
+
+    fork: a process that need not import the libraries, see forks.py; False = wholly as a user starts it.
+    """
     script, *rest = map(str, args)
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *rest],
+    line = [script if script == "-c" else str(ROOT / script), *rest]
+    process = (forks.Popen if fork else subprocess.Popen)(
+        line if fork else [sys.executable, *line],
         cwd=cwd,
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
-        timeout=timeout,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, **(env or {})},
-        check=False,
     )
+    try:
+        output, errors = process.communicate(stdin, timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(line, process.returncode, output, errors)
 
 
 @contextmanager

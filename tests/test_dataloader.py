@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from config import DataConfig
+from config import DataConfig, ModelConfig
 from dataloader import LengthBatchSampler, fit_splits, load_splits, make_loader, make_loaders
 from errors import UserError
 from task import Task
@@ -232,13 +232,14 @@ def test_the_column_that_splits_is_learned_from_only_if_columns_names_it(flag, n
     assert fitted(load_splits(named, 0, table.fillna({"city": "Seoul"}))).kinds[name] == kind
 
 
-def test_mixed_records_become_batches_of_named_tensors(tmp_path, monkeypatch):
+@pytest.mark.parametrize("text_ids", [True, False])
+def test_mixed_records_become_batches_of_named_tensors(tmp_path, monkeypatch, text_ids):
     """Training batches are shuffled and may be augmented, the others hold each record as the preprocessor gives it."""
     monkeypatch.chdir(tmp_path)
     table = mixed_table(tmp_path)
     splits = load_splits(DataConfig(target="binary"), 0, table.drop(columns=["multiclass", "regression"]))
     task = Task.fit(splits.train["binary"])
-    splits, preprocessor, encoded = fit_splits(splits, splits.config, task)
+    splits, preprocessor, encoded = fit_splits(splits, splits.config, task, text_ids=text_ids)
     loaders = make_loaders(splits, preprocessor, encoded, task, batch_size=16)
     for loader, records in zip(loaders, (splits.train, splits.val, splits.test), strict=True):
         batches, is_training = list(loader), loader is loaders[0]
@@ -246,10 +247,10 @@ def test_mixed_records_become_batches_of_named_tensors(tmp_path, monkeypatch):
         expected, targets = preprocessor(records), task.encode(records["binary"])
         rows = torch.cat(list(loader.batch_sampler)) if not is_training else None
         for inputs, _ in batches:
-            assert list(inputs) == ["numbers", "categories", "text", "image"]
+            assert list(inputs) == ["numbers", "categories", *(["text"] if text_ids else []), "image"]
         if not is_training:
             assert torch.equal(torch.cat([targets for _, targets in batches]), targets[rows])
-            for name in ("numbers", "categories", "image"):
+            for name in expected.keys() - {"text"}:
                 parts = torch.cat([preprocessor.batch(inputs)[name] for inputs, _ in batches])
                 assert torch.equal(parts, expected[name][rows])
 
@@ -289,7 +290,8 @@ def test_batches_of_the_loader_are_tensors_in_order():
 
 
 def test_batch_norm_survives_a_last_batch_of_one(tmp_path):
-    run = quick_run(tmp_path / "run", make_table(97), data=DataConfig(target="binary", batch_size=2))
+    data, model = DataConfig(target="binary", batch_size=2), ModelConfig(model="mlp")
+    run = quick_run(tmp_path / "run", make_table(97), data=data, model=model)
     assert len(run.history) == 3
     assert any(isinstance(m, nn.BatchNorm1d) for m in run.pipeline.model.modules())
 

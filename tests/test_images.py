@@ -121,7 +121,7 @@ def test_images_and_texts_of_the_same_records(tmp_path):
     assert data.column_kinds() == {"title": "text", "note": "text", "photo": "image"}
     run = quick_run(tmp_path / "run", data=data, model=ModelConfig(), epochs=2)
     assert set(run.pipeline.preprocessor.kinds.values()) == {"number", "category", "date", "text", "image"}
-    assert run.pipeline.model_spec["names"] == ["mlp", "bag", "cnn"]
+    assert run.pipeline.model_spec["names"] == ["tabm", "cnn"]
     predictions = predict_file(run, path, tmp_path / "o.csv")
     table = pd.read_csv(path).assign(photo=lambda t: str(tmp_path) + "/" + t["photo"])
     expected = run.pipeline.predict(table)

@@ -105,7 +105,7 @@ def resave(path, target, change):
 def test_self_check_rows_refuse_a_model_that_predicts_differently(runs, tmp_path):
     def other_statistics(state):
         column = next(column for column in state["preprocessor"]["columns"] if column["name"] == "age")
-        column["mean"] += 10
+        column["quantiles"] = [value + 10 for value in column["quantiles"]]
 
     with pytest.raises(UserError, match=r"self-check row \d+ was predicted"):
         Pipeline.load(resave(runs["regression"].out / "best.pt", tmp_path / "x.pt", other_statistics))
@@ -190,10 +190,10 @@ def test_a_crafted_checkpoint_is_refused_before_it_takes_memory(runs, tmp_path, 
             (lambda state: state.update(state_dict=[1]), "not a complete checkpoint"),
             (lambda state: state.pop("state_dict"), "not a complete checkpoint"),
         ):
-            started = time.monotonic()
+            started = time.process_time()
             with pytest.raises(UserError, match=words) as refused:
                 Pipeline.load(resave(best, tmp_path / "x.pt", change))
-            assert "\n" not in str(refused.value) and time.monotonic() - started < 2
+            assert "\n" not in str(refused.value) and time.process_time() - started < 2
     with zipfile.ZipFile(best) as stored, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         for part in stored.infolist():
             packed.writestr(part.filename, stored.read(part) + b"\0" * 10**6)
@@ -203,7 +203,7 @@ def test_a_crafted_checkpoint_is_refused_before_it_takes_memory(runs, tmp_path, 
 
 def test_a_network_too_large_for_the_memory_is_refused_before_it_is_built(tmp_path):
     for hidden in ((10**9,), (10**12, 10**12)):
-        with pytest.raises(UserError, match=f"--model mlp bag --hidden {hidden[0]}.*network"):
+        with pytest.raises(UserError, match=f"--model mlp --hidden {hidden[0]}.*network"):
             quick_run(tmp_path / "run", make_table(), model=ModelConfig(hidden=hidden, model=("mlp",)))
     assert not (tmp_path / "run").exists()
 
@@ -332,7 +332,7 @@ def test_mixed_records_are_predicted_the_same_everywhere(everything, target, tmp
     in_memory = pd.read_csv(path.parent / "test_predictions.csv").set_index("row").drop(columns="target")
     pipeline = Pipeline.load(path)
     assert set(pipeline.preprocessor.kinds.values()) == {"number", "category", "date", "text", "image"}
-    assert list(pipeline.preprocessor.inputs) == ["numbers", "categories", "text", "image"]
+    assert list(pipeline.preprocessor.inputs) == ["numbers", "categories", "image"]  # texts have become numbers
     reloaded = pipeline.predict(read_table(source, pipeline.preprocessor.layout))
     pd.testing.assert_frame_equal(reloaded.loc[in_memory.index, list(in_memory)], in_memory, rtol=1e-5, atol=1e-6)
     result = command("predict.py", "--checkpoint", path, "--input", source, "--output", tmp_path / "out.csv")

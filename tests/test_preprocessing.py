@@ -434,7 +434,7 @@ def test_numbers_equal_scikit_learn():
     values = np.random.default_rng(0).lognormal(size=(500, 1))
     values[::7] = np.nan
     filled = SimpleImputer(strategy="median").fit_transform(values)
-    x = fit({"a": values[:, 0]})({"a": v} for v in values[:, 0])["numbers"]
+    x = fit({"a": values[:, 0]}, scaling="standard")({"a": v} for v in values[:, 0])["numbers"]
     np.testing.assert_allclose(x[:, :1].numpy(), StandardScaler().fit_transform(filled), rtol=1e-5, atol=1e-6)
     assert x[:, 1].tolist() == np.isnan(values[:, 0]).astype(float).tolist()  # the was-missing flag
     x = fit({"a": values[:, 0]}, scaling="quantile")(pd.DataFrame({"a": values[:, 0]}))["numbers"]
@@ -452,7 +452,8 @@ def test_was_missing_flag_only_where_training_had_one():
 
 
 def test_rare_and_unseen_categories_share_the_unknown_code():
-    fitted = fit({"c": ["a"] * 5 + ["b"] * 3 + ["rare"] * 2 + [None] * 4, "n": range(14)}, kinds={"n": "number"})
+    cells = {"c": ["a"] * 5 + ["b"] * 3 + ["rare"] * 2 + [None] * 4, "n": range(14)}
+    fitted = fit(cells, kinds={"n": "number"}, min_freq=3)
     records = [{"c": c, "n": 1} for c in ("a", "b", "rare", "never", None)]
     codes = fitted(records)["categories"][:, 0].tolist()
     assert codes[2] == codes[3] == 0
@@ -517,7 +518,7 @@ def test_rows_do_not_depend_on_their_neighbours(fitted, seed, size):
 
 
 def test_a_number_too_large_for_the_network_is_named():
-    fitted = fit({"a": [1.0, 2.0, 3.0]})
+    fitted = fit({"a": [1.0, 2.0, 3.0]}, scaling="standard")
     with pytest.raises(UserError, match=r"row 2, column 'a': '1e\+300' is too large a number"):
         fitted([{"a": 1}, {"a": 1e300}])
 
@@ -890,3 +891,8 @@ def test_infinity_in_a_category_is_an_example_that_json_can_hold():
     fitted = Preprocessor.fit(table, DataConfig(columns="c=category"))
     cells = [record["c"] for record in json.loads(json.dumps(fitted.examples(table, 16), allow_nan=False))]
     assert set(cells) == {1.5, "inf"}
+
+
+def test_numbers_that_begin_after_a_hundred_empty_cells():
+    values = [np.nan] * 150 + [float(i % 7) for i in range(150)]
+    assert fit({"a": values, "b": range(300)}, kinds={"b": "number"}).kinds == {"a": "number", "b": "number"}

@@ -12,7 +12,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -24,6 +23,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, TARGETS, assert_refused, close, command, make_table, quick_run
 from fastapi.testclient import TestClient
+from forks import Popen
 from PIL import Image
 from test_image_column import make_folder
 from test_text import reviews, text_run
@@ -619,8 +619,8 @@ def test_nothing_that_the_schema_allows_or_forbids_breaks_it(everything, kind, t
 @contextmanager
 def running(checkpoint, *flags, env=None):
     """Start serve.py as a user does; yield (process, address)."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "serve.py"), "--checkpoint", str(checkpoint), "--port", "0", *map(str, flags)],
+    process = Popen(
+        [ROOT / "serve.py", "--checkpoint", checkpoint, "--port", 0, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

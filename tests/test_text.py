@@ -72,7 +72,7 @@ def text_runs(tmp_path_factory):
             folder / f"{model}-{target}",
             target,
             model=model,
-            epochs=4 if model == "bag" else 12,
+            epochs=8 if model == "bag" else 12,
             lr=1e-2 if model == "bag" else 3e-3,
         )
         for model in MODELS
@@ -241,7 +241,7 @@ def test_other_columns_are_learned_from_beside_a_text(tmp_path):
         lr=1e-2,
     )
     assert run.pipeline.preprocessor.kinds == {"review": "text", "stars": "number"}
-    assert run.pipeline.model_spec["names"] == ["mlp", "bag"] and run.test["accuracy"] > 0.9
+    assert run.pipeline.model_spec["names"] == ["tabm"] and run.test["accuracy"] > 0.9
     with pytest.raises(UserError, match="column 'stars' is missing"):
         run.pipeline.predict([{"review": "lovely"}])
 
@@ -275,7 +275,7 @@ def test_folders_of_texts(tmp_path):
     assert any("이 영화는" in words for words in splits.train["text"])
     done = command("train.py", "--data", tmp_path / "texts", "--epochs", 2, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr.decode()
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["model"] == "bag"
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["model"] == "tabm"
 
 
 def test_the_bundled_example(tmp_path):
@@ -385,7 +385,7 @@ def test_bad_flags_are_refused(tmp_path):
         (["--text", "reviews"], ["--text reviews", "Did you mean 'review'"]),
         (["--text", "binary"], ["--text binary", "is the target"]),
         (["--text", "review", "--image", "review"], ["--image review", "--text"]),
-        (["--text", "review", "--model", "mlp"], ["--model mlp reads numbers, categories, but the records have text"]),
+        (["--text", "review", "--model", "cnn"], ["--model cnn reads image, but the records have numbers"]),
         (["--clean", "lower"], ["--clean", "lower"]),
         (["--model", "hf"], ["--model hf needs a name"]),
         (["--model", "hf:x", "--clean", "--vocab-size", "50"], ["--clean, --vocab-size: not with --model hf:x"]),
@@ -413,7 +413,7 @@ def test_without_transformers_it_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['transformers'] = None; sys.argv[0] = 'train.py'; "
     code += f"sys.path.insert(0, {str(ROOT)!r}); import train, console; console.run(train.main)"
     flags = ["--data", str(tmp_path / "a.csv"), "--target", "binary", "--model", "hf:some/model"]
-    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, cwd=tmp_path, check=False)
+    done = command("-c", code, *flags, cwd=tmp_path)
     assert_refused(done, "--model hf:some/model needs another library: pip install transformers")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +18,20 @@ from config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from dataloader import Splits, make_loader
 from errors import UserError
 from evaluation.run_folder import diagnose
-from model import MODELS, Dropout, NGramBag, build_model
+from model import MODELS, Dropout, NGramBag, NumberEmbedding, build_model, quantile_bins
 from pipeline import Pipeline
 from preprocessing import Preprocessor
 from preprocessing.image import ImageColumn
 from task import Task
-from trainer import Trainer, build_lr_scheduler, build_optimizer, seed_all, seed_weights
+from trainer import (
+    ALL_THREADS_FROM,
+    PLANNED_EPOCHS,
+    Trainer,
+    build_lr_scheduler,
+    build_optimizer,
+    seed_all,
+    seed_weights,
+)
 
 ARGS = {"in_features": 5, "category_sizes": [4], "hidden": [32, 16], "activation": "relu", "batch_norm": True}
 NUMBERS = {"in_features": 6, "category_sizes": []}  # for `make_inputs(…, categories=False)`
@@ -66,12 +75,14 @@ def test_overfits_32_samples(name, kind, monkeypatch):
     inputs, targets = make_inputs(32, kind)
     args = ARGS | {"out_features": make_task(kind).out_features, "dropout": 0.0}
     generator, names = torch.Generator().manual_seed(0), name.split()
-    if "mlp" not in names:
+    if "tabm" in names:
+        args |= {"bins": quantile_bins(inputs["numbers"])}
+    elif "mlp" not in names:
         inputs = {}
     if "cnn" in names:
         inputs["image"] = torch.randn(32, 3, 8, 8, generator=generator)
         args |= {"in_channels": 3, "image_size": 8}
-    if names[-1] not in ("mlp", "cnn") or "bag" in names:
+    if names[-1] not in ("tabm", "mlp", "cnn") or "bag" in names:
         inputs["text"] = torch.randint(2, 2000, (32, 50), generator=generator, dtype=torch.int32)
         args |= {"vocab_size": 2000, "known_sizes": [1998], "max_length": 50, "padding": 0, "hidden": [64, 64]}
     if name == "hf":
@@ -80,7 +91,7 @@ def test_overfits_32_samples(name, kind, monkeypatch):
         args |= {"encoder": config.to_dict()}
     torch.manual_seed(0)
     model = build_model(names, args)
-    trainer = make_trainer(kind, model=model, epochs=300, lr=1e-2, weight_decay=0.0, scheduler="none")
+    trainer = make_trainer(kind, model=model, epochs=150, lr=1e-2, weight_decay=0.0, scheduler="none")
     loader = make_loader(inputs, targets, 32, shuffle=True)
     history = trainer.fit(loader, loader)
     assert history["train/loss"].min() < 0.02
@@ -330,11 +341,77 @@ def test_mixed_precision_is_for_the_network_alone():
 
 def test_thread_count_follows_the_work():
     small, large = make_trainer(threads=0), make_trainer(threads=0, args={"hidden": [2048, 2048]})
-    assert small._choose_threads(loaders()[0], available=8) == 1
-    assert large._choose_threads(loaders(512, batch_size=512)[0], available=8) == 8
+    assert small._count_work(loaders()[0]) < ALL_THREADS_FROM < large._count_work(loaders(512, batch_size=512)[0])
     before = torch.get_num_threads()
     small.fit(*loaders())
     assert small.threads == small.pipeline.threads == 1 and torch.get_num_threads() == before
+
+
+def test_epochs_are_planned_from_the_work(monkeypatch, capsys):
+    planned = make_trainer(epochs=-1)
+    planned.fit(*loaders())
+    assert planned.config.epochs == len(planned.history) == PLANNED_EPOCHS[1]  # so little work pays for the most
+    assert "plan: at most 60 epochs" in capsys.readouterr().out
+    monkeypatch.setattr("trainer.PLANNED_WORK", 0)
+    least = make_trainer(epochs=-1)
+    assert len(least.fit(*loaders())) == PLANNED_EPOCHS[0]
+
+
+@pytest.mark.parametrize(("seconds", "budget"), [(0.01, 0.8), (0.1, 1.0)])
+def test_a_time_budget_plans_the_steps_from_the_speed(seconds, budget):
+    """Of a network whose speed is known: with little time, the epochs get shorter instead of too few."""
+
+    class Slow(nn.Linear):
+        def forward(self, numbers):
+            time.sleep(seconds)
+            return super().forward(numbers)
+
+    trainer = make_trainer(model=Slow(6, 1), epochs=-1, time_budget=budget)
+    data = loaders(n=512, batch_size=32, categories=False)  # 16 batches an epoch, and one in validation
+    trainer.fit(*data)
+    steps = len(trainer.history) * (trainer.batches + 1)
+    assert PLANNED_EPOCHS[0] == len(trainer.history) and trainer.batches < 16
+    assert steps <= max(budget / seconds, 2 * PLANNED_EPOCHS[0])
+    again = make_trainer(model=Slow(6, 1), epochs=-1, time_budget=100 * budget)
+    again.resume({"flags": {"optimizer": "AdamW", "monitor": "loss", "accumulate": 1}, **resume_state(trainer)})
+    again.fit(*data)
+    assert again.config.epochs == trainer.config.epochs and again.batches == trainer.batches  # as was planned once
+
+
+def resume_state(trainer: Trainer) -> dict:
+    """Return what a last.pt keeps of a trainer between two epochs."""
+    return {
+        "epoch": trainer.epoch, "next_batch": 0, "steps": trainer.steps, "samples": 0, "loss_sum": 0.0,
+        "generator": {}, "optimizer": trainer.optimizer.state_dict(), "batches": trainer.batches, "threads": 1,
+        "plan": {"epochs": trainer.config.epochs, "batches": trainer.batches}, "history": trainer.history,
+        "best": trainer.best,
+    }  # fmt: skip
+
+
+def test_number_embeddings_are_piecewise_linear_and_bins_follow_the_quantiles():
+    numbers = torch.stack([torch.rand(1000).square(), torch.ones(1000), torch.arange(1000) % 2], dim=1)
+    bins = quantile_bins(numbers)
+    assert [len(edges) for edges in bins] == [21, 2, 2] and bins[1] == [1.0, 2.0] and bins[2] == [0.0, 1.0]
+    counts = torch.histogram(numbers[:, 0], torch.tensor(bins[0])).hist
+    assert counts.min() > 30 and counts.max() < 70
+    embedding = NumberEmbedding(bins)
+    left, right = bins[0][4], bins[0][5]
+    inside = torch.tensor([[left + share * (right - left), 1.0, 0.0] for share in (0.0, 0.5, 1.0)])
+    values = embedding(inside)
+    torch.testing.assert_close(values[1], (values[0] + values[2]) / 2)
+    assert torch.isfinite(embedding(torch.full((1, 3), 1e30))).all()
+
+
+def test_members_of_the_ensemble_differ_and_are_averaged_as_probabilities():
+    inputs, targets = make_inputs(64, "binary")
+    args = ARGS | {"out_features": 1, "dropout": 0.0, "bins": quantile_bins(inputs["numbers"])}
+    trainer = make_trainer(model=build_model(["tabm"], args), epochs=3)
+    loader = make_loader(inputs, targets, 16, shuffle=True)
+    trainer.fit(loader, loader)
+    logits = trainer.model.eval()(**inputs)
+    assert logits.shape == (64, 8, 1) and logits.std(dim=1).min() > 0
+    expected = torch.sigmoid(logits.double()).mean(dim=1)[:, 0]
+    torch.testing.assert_close(trainer.task.activate(logits)[:, 1], expected)
 
 
 def test_the_bar_shows_loss_metric_and_speed(capsys, monkeypatch):
@@ -403,11 +480,13 @@ def test_a_run_that_learned_nothing_says_so(tmp_path, capsys, kind):
     noise = table.assign(**{kind: table[kind].sample(frac=1, random_state=1).to_numpy()})
     good = quick_run(tmp_path / "good", table, data=DataConfig(target=kind), epochs=20, lr=0.01)
     assert good.diagnosis == [] and "Try it: python predict.py" in capsys.readouterr().out
-    bad = quick_run(tmp_path / "bad", noise, data=DataConfig(target=kind), lr=100, epochs=2)
+    unscaled = DataConfig(target=kind, scaling="none")
+    bad = quick_run(tmp_path / "bad", noise, data=unscaled, lr=100, epochs=2, clip_norm=0.0)
     shown = capsys.readouterr().out
     guess = "the mean of regression" if kind == "regression" else "the most frequent class"
     assert f"no better than always predicting {guess}" in bad.diagnosis[0] and "Try it:" not in shown
-    assert all(hint in bad.diagnosis[1] for hint in ("--lr (now 100)", "--clip-norm 1", "--scaling", "--epochs"))
+    hints = ("--lr (now 100)", "--clip-norm 1", "--scaling", "--epochs (now 2)")
+    assert all(hint in bad.diagnosis[1] for hint in hints)
     assert all(sentence in shown for sentence in bad.diagnosis)
     for run in (good, bad):
         assert json.loads((run.out / "metrics.json").read_text())["diagnosis"] == run.diagnosis
