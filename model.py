@@ -287,7 +287,7 @@ def inputs_of(network: type[nn.Module] | nn.Module) -> list[str]:
 
 def read_ids_of_texts(names: tuple[str, ...]) -> bool:
     """Return whether a network that --model names reads texts itself; otherwise they become numbers."""
-    return any("text" in inputs_of(network_class(name)) for name in names if name != "auto")
+    return any(hasattr(network_class(name), "TOKENIZER") for name in names if name != "auto")
 
 
 def pick(values: dict, names) -> dict:
