@@ -120,6 +120,8 @@ class Preprocessor:
         derived, parts = [], dict(parts)
         for column in self.inputs.get("text", ()):
             features, numbers = TextFeatures.fit_encode(column, parts[column.name], targets)
+            while features.name in parts:  # a column may have any name
+                features = replace(features, name=f"{features.name}'")
             derived.append(features)
             parts[features.name] = numbers
         return replace(self, derived=tuple(derived)), parts

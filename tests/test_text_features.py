@@ -7,6 +7,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 from config import DataConfig, from_plain
+from preprocessing.preprocessor import Preprocessor
 from preprocessing.ragged import Ragged
 from preprocessing.text import TextColumn
 from preprocessing.text_features import TextFeatures, _conjugate_gradients, _tf_idf
@@ -66,3 +67,15 @@ def test_conjugate_gradients_solve_scikit_learns_ridge():
     solution = _conjugate_gradients(matrix, centred, np.ones_like(centred), 1.0, None)
     weights = Ridge(alpha=1.0, fit_intercept=False).fit(matrix.toarray(), centred[:, 0]).coef_
     np.testing.assert_allclose((matrix.T @ solution)[:, 0], weights, atol=2e-3)
+
+
+def test_a_column_may_have_the_name_of_derived_numbers():
+    values, targets = texts(60)
+    table = pd.DataFrame({"t": values, "t: parts": np.arange(60) % 7})
+    fitted, parts = Preprocessor.fit_encode(table, DataConfig(text="t"))
+    derived, parts = fitted.derive(parts, targets)
+    assert (
+        parts["t: parts"].shape == (60, 1) and derived(table)["numbers"].shape == derived.join(parts)["numbers"].shape
+    )
+    again = Preprocessor.from_state(derived.state())
+    assert torch.equal(again(table)["numbers"], derived(table)["numbers"])
