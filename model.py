@@ -17,7 +17,7 @@ from backbones.huggingface import Pretrained
 from backbones.layers import ACTIVATIONS, Dropout
 from backbones.text import NGramBag, Transformer
 from errors import UserError
-from preprocessing.column import memory
+from preprocessing.column import evenly_spaced, memory
 
 
 class CategoryEmbedding(nn.Module):
@@ -180,7 +180,7 @@ def quantile_bins(numbers: Tensor) -> list[list[float]]:
     """Return the edges of at most 48 bins for each of F numbers (N, F), with about equally many rows in each bin, and
     at least 50. A number with one value only has one bin."""
     count = min(48, max(4, len(numbers) // 50))
-    rows = numbers[torch.linspace(0, len(numbers) - 1, min(len(numbers), 100_000)).long()].double()
+    rows = evenly_spaced(numbers, 100_000).double()
     levels = torch.linspace(0, 1, count + 1, dtype=torch.float64)
     edges = torch.quantile(rows, levels, dim=0, interpolation="nearest").float()
     distinct = [column.unique().tolist() for column in edges.T]

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from backbones.layers import ACTIVATIONS, Dropout
 from errors import UserError
-
-UNKNOWN = 1  # the id of parts of texts that training saw too rarely
+from preprocessing.ragged import UNKNOWN
 
 
 class NGramBag(nn.Module):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from preprocessing.column import evenly_spaced
 from preprocessing.number import NumberColumn
 from preprocessing.ragged import UNKNOWN, Ragged
 from preprocessing.text import TextColumn
@@ -128,7 +129,7 @@ def _topics(matrix) -> np.ndarray:
     """Return the directions (parts, topics) of largest variance."""
     from sklearn.utils.extmath import randomized_svd
 
-    rows = matrix[np.linspace(0, matrix.shape[0] - 1, min(FIT_ROWS, matrix.shape[0])).astype(int)]
+    rows = matrix[evenly_spaced(torch.arange(matrix.shape[0]), FIT_ROWS).numpy()]
     count = min(TOPICS, *(side - 1 for side in rows.shape))
     return randomized_svd(rows, max(1, count), n_iter=3, random_state=0)[2].T
 
@@ -159,7 +160,7 @@ def _ridge(matrix, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     if not scores:
         return np.empty((matrix.shape[1], 0), np.float32), targets
-    sample = np.linspace(0, count - 1, min(FIT_ROWS, count)).astype(int)
+    sample = evenly_spaced(torch.arange(count), FIT_ROWS).numpy()
     best, start = None, None
     for penalty in PENALTIES:
         start, weights, error = solve(sample, penalty, start)
