@@ -269,7 +269,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Maximum norm of the gradient; 0 = no limit."""
     monitor: str = "loss"
-    """Validation metric that selects the best epoch: loss, or a metric such as accuracy, roc_auc, f1, rmse, mae, r2."""
+    """Validation metric that selects the best epoch: loss, or a metric such as accuracy, roc_auc, f1, rmse, mae, r2.
+    Unless it is accuracy, a rare class of two gets a decision threshold below 0.5, which suits F1."""
     patience: int = 16
     """Stop after this many epochs without improvement; 0 = never."""
     seed: int = 0

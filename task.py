@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
+from preprocessing.column import evenly_spaced
 from preprocessing.number_format import (
     MANY,
     NEARLY_ALL,
@@ -27,7 +28,9 @@ from preprocessing.parsing import NULLS, canonical, canonical_codes, holds_text,
 
 REGRESSION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 FREQUENT = 0.05  # of the rows: a class called "None" or "-" needs as many, rarer ones are missing values
+CALIBRATION_ROWS = 10_000  # validation records, evenly spaced, that fit the temperature
 MAX_LIVE_TARGET = 1e100  # larger targets would overflow when errors are squared and summed
+RARE = 0.2  # share of the records: a rarer class is seldom the more probable one, and gets its own threshold
 TOLERANCE = 1e-5  # of a probability, or of a value relative to the spread of the targets
 
 
@@ -94,6 +97,8 @@ class Task:
     class_weights: list[float] = field(default_factory=list)  # empty = equal weights
     label_smoothing: float = 0.0
     form: str = PLAIN  # how numbers in text are written, see preprocessing/number_format.py
+    temperature: float = 1.0  # divides the logarithms of probabilities; fitted by `calibrate`
+    threshold: float = 0.5  # binary: the second class is predicted above this probability; fitted by `calibrate`
 
     @classmethod
     def fit(
@@ -231,7 +236,43 @@ class Task:
             values = torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=-1)
         else:
             values = torch.softmax(logits, dim=-1)
-        return values.mean(dim=1) if values.dim() == 3 else values
+        values = values.mean(dim=1) if values.dim() == 3 else values
+        if self.temperature != 1:  # after the mean over members, so that the order of the records stays
+            values = torch.softmax(values.clamp_min(1e-300).log() / values.new_tensor(self.temperature), dim=-1)
+        return values
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """Return the index of the predicted class, (N,), for probabilities (N, number of classes)."""
+        if self.kind == "binary":
+            return (probabilities[:, 1] > self.threshold).long()
+        return probabilities.argmax(dim=1)
+
+    def calibrate(self, logits: Tensor, targets: Tensor, monitor: str = "loss") -> "Task":
+        """Return a task whose temperature and threshold suit validation records: (N, …) logits, (N,) encoded targets.
+
+        monitor: the metric that matters; for accuracy the more probable class is predicted, however rare the other.
+
+        The temperature minimises the negative log-likelihood (Guo et al., "On Calibration of Modern Neural Networks",
+        2017). It stays 1 unless a likelihood-ratio test finds a difference (5 %). The threshold of a rare class
+        maximises its expected F1 score under the calibrated probabilities (Lipton et al., "Optimal Thresholding of
+        Classifiers to Maximize F1 Measure", 2014), which is less noisy than the score on its few records.
+        """
+        if self.kind == "regression":
+            return self
+        rows = evenly_spaced(torch.arange(len(targets)), CALIBRATION_ROWS)
+        logits, labels = logits[rows], targets[rows].long()
+        task = replace(self, temperature=_fit_temperature(self, logits, labels))
+        if self.kind == "multiclass" or monitor == "accuracy" or self.class_weights:  # weights find rare classes, too
+            return task
+        shares = torch.bincount(labels, minlength=2) / len(labels)
+        rare = int(shares.argmin())
+        if not 0 < shares[rare] < RARE:
+            return task
+        ordered = task.activate(logits)[:, rare].sort(descending=True).values
+        counts = torch.arange(1, len(ordered) + 1)
+        last = int((ordered.cumsum(0) / (counts + ordered.sum())).argmax())
+        threshold = min(0.5, float(ordered[last : last + 2].mean()))
+        return replace(task, threshold=round(threshold if rare == 1 else 1 - threshold, 6))
 
     def metrics(self):
         """Return a new torchmetrics collection, to be updated with (`metric_inputs(logits)`, `decode(targets)`)."""
@@ -244,6 +285,8 @@ class Task:
         elif self.kind == "binary":
             kinds = {"accuracy": tc.BinaryAccuracy, "roc_auc": tc.BinaryAUROC, "f1": tc.BinaryF1Score}
             metrics = {name: metric(validate_args=False) for name, metric in kinds.items()}
+            for name in ("accuracy", "f1"):
+                metrics[name].threshold = self.threshold
         else:
             n = len(self.classes)
             metrics = {
@@ -294,10 +337,11 @@ class Task:
 
     def to_columns(self, logits: Tensor) -> dict[str, np.ndarray]:
         """Return predictions as columns: prediction, probability, probability_<class>; for regression prediction."""
-        values = self.activate(logits).numpy()
+        activated = self.activate(logits)
+        values = activated.numpy()
         if self.kind == "regression":
             return {"prediction": values[:, 0]}
-        best = values.argmax(axis=1)
+        best = self.decide(activated).numpy()
         classes = np.array(self.classes, dtype=object if isinstance(self.classes[0], str) else None)
         return {
             "prediction": classes[best],
@@ -307,10 +351,11 @@ class Task:
 
     def to_json(self, logits: Tensor) -> list[dict]:
         """Return predictions for JSON: {"prediction": …, "probability": …, "probabilities": {class: p}}."""
-        values = self.activate(logits).tolist()
+        activated = self.activate(logits)
+        values = activated.tolist()
         if self.kind == "regression":
             return [{"prediction": value} for (value,) in values]
-        names, best = [str(c) for c in self.classes], [p.index(max(p)) for p in values]
+        names, best = [str(c) for c in self.classes], self.decide(activated).tolist()
         return [
             {"prediction": self.classes[i], "probability": p[i], "probabilities": dict(zip(names, p, strict=True))}
             for i, p in zip(best, values, strict=True)
@@ -339,7 +384,7 @@ class Task:
         values = self.activate(logits)
         if self.kind == "regression":
             return values[:, 0], logits
-        return values.argmax(dim=1), values.float(), logits
+        return self.decide(values), values.float(), logits
 
     def errors(self, predictions: list[dict], targets: list) -> list[float]:
         """Return the error of each prediction of `to_json`: 0 or 1 for classes, absolute difference for numbers.
@@ -378,6 +423,19 @@ class Task:
             half = 1.96 * math.sqrt(score * mean / count + z2 / (4 * count**2))
             interval = [max(0.0, (center - half) / (1 + z2 / count)), min(1.0, (center + half) / (1 + z2 / count))]
         return {"targets": count, name: score, "interval": interval}
+
+
+def _fit_temperature(task: Task, logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature with the highest likelihood of `labels`, or 1 if it is not significantly higher."""
+    from scipy.optimize import minimize_scalar
+
+    def negative_log_likelihood(log_temperature: float) -> float:
+        probabilities = replace(task, temperature=math.exp(log_temperature)).activate(logits)
+        return -float(probabilities.gather(1, labels[:, None]).clamp_min(1e-15).log().sum())
+
+    found = minimize_scalar(negative_log_likelihood, bounds=(-1.5, 1.5), method="bounded", options={"xatol": 1e-3})
+    gain = negative_log_likelihood(0.0) - found.fun
+    return round(math.exp(found.x), 6) if 2 * gain > 3.84 else 1.0  # the 0.95 quantile of chi² with one degree
 
 
 def _class_codes(targets: pd.Series, form: str) -> tuple[np.ndarray, list[str]]:

@@ -75,10 +75,8 @@ def train(
         history = trainer.fit(*loaders[:2])
         tested = read_tested(out, trainer, splits, config) if state else None
         predictions, test = tested or _evaluate(trainer, splits, loaders[2])
-        best = trainer.history[trainer.best["epoch"] - 1]
-        val = {name.removeprefix("val/"): value for name, value in best.items() if name.startswith("val/")}
-        diagnosis = diagnose(val, test, pipeline.task, splits, replace(config, training=trainer.config))
-        result = Run(pipeline, history, val, test, predictions, out, diagnosis)
+        diagnosis = diagnose(trainer.val, test, pipeline.task, splits, replace(config, training=trainer.config))
+        result = Run(pipeline, history, trainer.val, test, predictions, out, diagnosis)
         if tested:
             print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
         else:
@@ -219,6 +217,8 @@ def _restore(trainer, state: dict, path: str) -> None:
 def _print_result(result: Run, trainer) -> None:
     epochs, seconds, patience = len(result.history), float(result.history["seconds"].sum()), trainer.config.patience
     early = f" (stopped early: --patience {patience})" if trainer.out_of_patience() else ""
+    if (threshold := trainer.task.threshold) != 0.5:
+        print(f"\ndecision threshold {threshold:.3g}, because one class is rare: {trainer.task.classes[1]} above it")
     print(f"\nbest epoch {trainer.best['epoch']} of {epochs}{early}, in {seconds:.1f} s")
     for split in ("val", "test"):
         print(f"{split:<5} " + "  ".join(f"{name} {value:.5g}" for name, value in getattr(result, split).items()))

@@ -203,6 +203,8 @@ def write_run(result, trainer, splits, config) -> None:
         "val": result.val,
         "test": result.test,
         "diagnosis": result.diagnosis,
+        "temperature": task.temperature,
+        "threshold": task.threshold,
         "seconds": seconds,
         "samples_per_second": rows["train"] * len(result.history) / seconds,
         "weights_sha256": weights_sha256(trainer.best["state_dict"]),

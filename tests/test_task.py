@@ -1,5 +1,8 @@
 """Kinds, losses, metrics and predictions follow the textbook, and do not depend on how records are batched."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -373,3 +376,51 @@ def test_targets_written_in_other_ways():
     assert booleans.errors(booleans.to_json(torch.tensor([[9.0], [-9.0]])), [True, "true"]) == [0.0, 1.0]
     rates = Task.fit(pd.Series([f"{i / 9:.3f}%" for i in range(50)], name="y"))
     assert rates.kind == "regression" and rates.errors([{"prediction": 0.75}] * 2, [0.5, 0.5]) == [0.25, 0.25]
+
+
+def draw_records(seed: int, rows: int, share: float, sharpness: float):
+    """Return (logits, targets) of a binary problem whose true log-odds are the logits divided by `sharpness`."""
+    generator = torch.Generator().manual_seed(seed)
+    log_odds = 1.5 * torch.randn(rows, 1, generator=generator) + math.log(share / (1 - share))
+    targets = (torch.rand(rows, generator=generator) < torch.sigmoid(log_odds[:, 0])).float()
+    return sharpness * log_odds, targets
+
+
+def test_temperature_undoes_overconfidence_and_leaves_calibrated_probabilities():
+    task = make_task("binary")
+    assert task.calibrate(*draw_records(0, 5000, 0.5, 3.0)).temperature == pytest.approx(3, rel=0.1)
+    assert task.calibrate(*draw_records(0, 5000, 0.5, 0.4)).temperature == pytest.approx(0.4, rel=0.1)
+    kept = [task.calibrate(*draw_records(seed, 300, 0.5, 1.0)).temperature == 1 for seed in range(40)]
+    assert np.mean(kept) > 0.85
+    assert make_task("regression").calibrate(torch.randn(9, 1), torch.randn(9)) == make_task("regression")
+
+
+def test_temperature_keeps_the_order_of_an_ensemble():
+    task = make_task("multiclass")
+    logits = 5 * torch.randn(500, 8, 3)
+    hot = dataclasses.replace(task, temperature=2.5)
+    before, after = task.activate(logits), hot.activate(logits)
+    assert torch.equal(before.argsort(dim=1), after.argsort(dim=1)) and (after.max(dim=1).values < 0.999).all()
+    assert torch.allclose(after.sum(dim=1), torch.ones(500, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rare", [0, 1])
+def test_a_rare_class_is_found(rare):
+    task, (logits, targets) = make_task("binary"), draw_records(1, 6000, 0.05, 1.0)
+    if rare == 0:
+        logits, targets = -logits, 1 - targets
+
+    def recall(fitted) -> float:
+        return float((fitted.decide(fitted.activate(logits)) == rare)[targets == rare].float().mean())
+
+    fitted = task.calibrate(logits, targets)
+    assert recall(fitted) > 2 * recall(task) and recall(fitted) > 0.35
+    assert task.calibrate(logits, targets, monitor="accuracy").threshold == 0.5
+    metrics, p = fitted.evaluate(logits, targets), fitted.activate(logits)[:, 1]
+    assert metrics["f1"] == pytest.approx(sk.f1_score(targets, p > fitted.threshold))
+    assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(targets, p > fitted.threshold))
+    columns, lines = fitted.to_columns(logits), fitted.to_json(logits)
+    label = fitted.graph_outputs(logits)[0].numpy()
+    assert (columns["prediction"] == np.array(fitted.classes, object)[label]).all()
+    assert [line["prediction"] for line in lines] == list(columns["prediction"])
+    assert min(columns["probability"]) < 0.5  # of the predicted class, which may be the less probable one
