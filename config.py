@@ -303,6 +303,8 @@ class RunConfig:
     """Continue a run from its last.pt; flags that are given override the saved ones."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps …"""
+    report: bool = True
+    """Write report.html and compare the model with simple baselines; --no-report saves some seconds."""
     threads: int = 0
     """CPU threads; 0 = one for small networks, all for large ones."""
 

@@ -33,7 +33,8 @@ class Run:
     pipeline: object  # a pipeline.Pipeline with the best weights
     history: object  # a DataFrame, one row per epoch
     val: dict[str, float]  # metrics of the best epoch
-    test: dict[str, float]  # metrics on the test split
+    test: dict[str, float]  # metrics on the test split, and their 95 % intervals, [low, high]
+    intervals: dict[str, list[float]]
     predictions: object  # a DataFrame: row, target and prediction of each test record
     out: Path
     diagnosis: list[str]  # what is wrong with the result, and what to try; empty if nothing is
@@ -64,32 +65,38 @@ def train(
         config = replace(config, run=replace(config.run, out=str(out), resume=""))
         if table is not None:
             config = replace(config, data=replace(config.data, data=TABLE))
-        splits, pipeline, loaders = assemble(splits, config)
+        splits, pipeline, loaders, findings = assemble(splits, config)
         trainer = Trainer(pipeline, config.training, config.run)
         trainer.started = started
         if state:
             _restore(trainer, state, path)
-        _print_data(splits, pipeline)
+        _print_data(splits, pipeline, findings)
         seed_all(config.training.seed, 0)
         write_previews(out, loaders[0], pipeline.preprocessor)
         history = trainer.fit(*loaders[:2])
         tested = read_tested(out, trainer, splits, config) if state else None
-        predictions, test = tested or _evaluate(trainer, splits, loaders[2])
+        predictions, test, evaluation = tested or _evaluate(trainer, splits, loaders, config)
         diagnosis = diagnose(trainer.val, test, pipeline.task, splits, replace(config, training=trainer.config))
-        result = Run(pipeline, history, trainer.val, test, predictions, out, diagnosis)
+        learned = not diagnosis
+        diagnosis += [evaluation["comparison"]] if learned and evaluation["comparison"] else []
+        result = Run(pipeline, history, trainer.val, test, evaluation["intervals"], predictions, out, diagnosis)
         if tested:
             print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
         else:
-            write_run(result, trainer, splits, config)
-    _print_result(result, trainer)
+            write_run(result, trainer, splits, config, evaluation["baselines"], findings)
+    _print_result(result, trainer, evaluation["baselines"], learned)
     return result
 
 
 def assemble(splits, config: Config):
-    """Fit task and preprocessor to the training records and build the network; return (splits, pipeline, loaders)."""
+    """Fit task and preprocessor to the training records and build the network.
+
+    Returns (splits, pipeline, loaders, what evaluation/audit.py found in the data).
+    """
     import torch
 
     from dataloader import fit_splits, make_loaders
+    from evaluation.audit import audit
     from evaluation.drift import PROFILE_ROWS, Profile
     from model import read_ids_of_texts
     from pipeline import SELF_CHECK_ROWS, Pipeline
@@ -116,7 +123,9 @@ def assemble(splits, config: Config):
         examples=preprocessor.examples(splits.train, SELF_CHECK_ROWS),
         profile=profile.columns,
     )
-    return splits, pipeline, make_loaders(splits, preprocessor, encoded, task, config.data.batch_size)
+    findings = audit(splits, task, preprocessor, encoded) if config.run.report else []
+    loaders = make_loaders(splits, preprocessor, encoded, task, config.data.batch_size)
+    return splits, pipeline, loaders, findings
 
 
 def _tokenizer(config: Config) -> str:
@@ -158,11 +167,15 @@ def _build_network(preprocessor, encoded: dict, task, config: Config, notes: lis
     return model, {"names": names, "args": args}
 
 
-def _evaluate(trainer, splits, loader):
-    """Predict the test split, once; return (a DataFrame of predictions, metrics)."""
+def _evaluate(trainer, splits, loaders, config: Config):
+    """Predict the test split, once; return (a DataFrame of predictions, metrics, {"intervals", "baselines",
+    "comparison"})."""
     import torch
 
-    pipeline = trainer.pipeline
+    from evaluation.baselines import compare_with_baselines, evaluate_baselines
+    from evaluation.intervals import bootstrap
+
+    pipeline, loader = trainer.pipeline, loaders[2]
     logits, targets = trainer.logits(loader)
     if not torch.isfinite(logits).all():
         with error_prefix(splits.sources[2]):
@@ -172,7 +185,14 @@ def _evaluate(trainer, splits, loader):
     predictions.insert(0, "target", pipeline.task.as_numbers(splits.test[splits.target]))
     if "file" in predictions:
         predictions["file"] = predictions.pop("file")  # last, after the predictions
-    return predictions.rename_axis("row").reset_index(), pipeline.task.evaluate(logits, targets)
+    logits, targets = logits[in_order], targets[in_order]
+    groups = splits.test[config.data.group].astype("str").to_numpy() if config.data.group else None
+    evaluation = {"intervals": bootstrap(pipeline.task, logits, targets, groups), "baselines": {}, "comparison": ""}
+    if config.run.report:
+        baselines, their_logits = evaluate_baselines(pipeline.task, pipeline.preprocessor, loaders[0], loader)
+        comparison = compare_with_baselines(pipeline.task, logits, targets, their_logits)
+        evaluation |= {"baselines": baselines, "comparison": comparison}
+    return predictions.rename_axis("row").reset_index(), pipeline.task.evaluate(logits, targets), evaluation
 
 
 # ---------------------------------------------------------------- resume
@@ -214,20 +234,27 @@ def _restore(trainer, state: dict, path: str) -> None:
 # ---------------------------------------------------------------- around a run
 
 
-def _print_result(result: Run, trainer) -> None:
+def _print_result(result: Run, trainer, baselines: dict[str, dict], learned: bool) -> None:
+    from evaluation.intervals import with_interval
+
     epochs, seconds, patience = len(result.history), float(result.history["seconds"].sum()), trainer.config.patience
     early = f" (stopped early: --patience {patience})" if trainer.out_of_patience() else ""
     if (threshold := trainer.task.threshold) != 0.5:
         print(f"\ndecision threshold {threshold:.3g}, because one class is rare: {trainer.task.classes[1]} above it")
     print(f"\nbest epoch {trainer.best['epoch']} of {epochs}{early}, in {seconds:.1f} s")
-    for split in ("val", "test"):
-        print(f"{split:<5} " + "  ".join(f"{name} {value:.5g}" for name, value in getattr(result, split).items()))
+    print("val   " + "  ".join(f"{name} {value:.4g}" for name, value in result.val.items()))
+    tested = (f"{name} {with_interval(value, result.intervals.get(name))}" for name, value in result.test.items())
+    print("test  " + "  ".join(tested) + "  (95 % intervals)")
+    for name, metrics in baselines.items():
+        print(f"      {name}: " + "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()))
     sample = next((result.out / name for name in ("sample.csv", "sample") if (result.out / name).exists()), "new.csv")
     try_it = f"Try it: python predict.py --checkpoint {result.out / 'best.pt'} --input {sample} --output -"
-    print("", *(result.diagnosis or [try_it]), sep="\n")
+    print("", *result.diagnosis, *([try_it] if learned else []), sep="\n")
+    if (result.out / "report.html").exists():
+        print(f"Report: {result.out / 'report.html'}")
 
 
-def _print_data(splits, pipeline) -> None:
+def _print_data(splits, pipeline, findings: list[dict]) -> None:
     """Print what was inferred about the data, for a person to check and overrule."""
     for note in splits.notes:
         print(note)
@@ -237,7 +264,10 @@ def _print_data(splits, pipeline) -> None:
     widths = [max(len(row[i]) for row in table) for i in range(2)]
     for name, kind, what in table:
         print(f"  {name:<{min(widths[0], 40)}}  {kind:<{widths[1]}}  {what}")
-    print("Override with --task KIND and --columns NAME=KIND …", flush=True)
+    print("Override with --task KIND and --columns NAME=KIND …")
+    print(
+        *(f"{each['check']}: {each['finding']}" for each in findings), sep="\n", end="\n" * bool(findings), flush=True
+    )
 
 
 def main() -> None:

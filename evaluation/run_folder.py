@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from errors import UserError
+from evaluation.report import write_report
 from pipeline import atomic_write, weights_sha256
 from preprocessing.column import evenly_spaced
 
@@ -23,7 +24,9 @@ except ImportError:  # Windows
     fcntl = None
 
 SAMPLE_ROWS = 5
-TEMPORARY = re.compile(r"\.(last\.pt|best\.pt|metrics\.json|test_predictions\.csv|sample\.csv)\.[a-z0-9_]{8}")
+TEMPORARY = re.compile(
+    r"\.(last\.pt|best\.pt|metrics\.json|report\.html|test_predictions\.csv|sample\.csv)\.[a-z0-9_]{8}"
+)
 
 
 @contextmanager
@@ -141,7 +144,7 @@ def _is_useless(metrics: dict, task, records) -> bool:
 
 
 def read_tested(out: Path, trainer, splits, config):
-    """Return (predictions, metrics) of the test split, if the files in `out` hold those of these weights and records.
+    """Return what `train._evaluate` does, if the files in `out` hold it for these weights and records.
 
     So a resumed run with nothing left to train is not tested again. Otherwise None.
     """
@@ -161,7 +164,12 @@ def read_tested(out: Path, trainer, splits, config):
         test = {name: math.nan if value is None else value for name, value in metrics["test"].items()}
     except (OSError, ValueError, KeyError):  # the run was killed before or while they were written
         return None
-    return (predictions, test) if same else None
+    evaluation = {
+        "intervals": metrics.get("intervals", {}),
+        "baselines": metrics.get("baselines", {}),
+        "comparison": "",
+    }
+    return (predictions, test, evaluation) if same else None
 
 
 def _write_sample(records, pipeline, out: Path) -> None:
@@ -182,10 +190,10 @@ def _write_sample(records, pipeline, out: Path) -> None:
             records.to_csv(file, index=False)
 
 
-def write_run(result, trainer, splits, config) -> None:
-    """Write what is known after training: test predictions, a sample for predict.py, and metrics.json last.
+def write_run(result, trainer, splits, config, baselines: dict[str, dict], findings: list[dict]) -> None:
+    """Write what is known after training: test predictions, a sample for predict.py, the report, and metrics.json last.
 
-    result: a train.Run.
+    result: a train.Run.  baselines: name → metrics.  findings: of evaluation/audit.py.
     """
     out, task = result.out, result.pipeline.task
     with atomic_write(out / "test_predictions.csv") as file:
@@ -202,6 +210,9 @@ def write_run(result, trainer, splits, config) -> None:
         "epochs": len(result.history),
         "val": result.val,
         "test": result.test,
+        "intervals": result.intervals,
+        "baselines": baselines,
+        "audit": findings,
         "diagnosis": result.diagnosis,
         "temperature": task.temperature,
         "threshold": task.threshold,
@@ -213,6 +224,8 @@ def write_run(result, trainer, splits, config) -> None:
         "threads": trainer.threads,
         "config": config.to_dict(),
     }
+    if config.run.report:
+        write_report(result, splits, config, metrics)
     with atomic_write(out / "metrics.json") as file:
         plain = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON has no NaN
         json.dump(plain, file, indent=2, ensure_ascii=False)

@@ -1,5 +1,6 @@
 """What the tests share: small tables that are quick to learn, and the commands as a user runs them."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -86,8 +87,9 @@ def mixed_csv(folder: Path, target: str, rows: int = 120, seed: int = 0) -> Path
 
 
 def quick_run(folder, table=None, *, data=None, model=None, **training):
-    """`train` with few epochs, in `folder`."""
+    """`train` with few epochs, in `folder`, without a report."""
     run = RunConfig(out=str(folder), threads=training.pop("threads", 1), resume=training.pop("resume", ""))
+    run = dataclasses.replace(run, report=training.pop("report", False))
     data = data or DataConfig(target="binary")
     training = TrainConfig(**({"epochs": 3} | training))
     return train(data, model or ModelConfig(hidden=(16,)), training, run, table=table)

@@ -1,0 +1,95 @@
+"""How certain a metric of the test split is: bootstrap intervals, and no more digits than they support."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+DRAWS, WORK = 1000, 20_000_000  # draws at most, and records of all draws
+MIN_DRAWS = 200
+
+
+def bootstrap(
+    task, logits: Tensor, targets: Tensor, groups: np.ndarray | None = None, *, seed: int = 0
+) -> dict[str, list[float]]:
+    """Return the 95 % percentile interval [low, high] of each metric but the loss (Efron and Tibshirani, 1993).
+
+    Records are drawn with replacement: within each class, so that the shares of the classes stay, or whole groups.
+    logits: (N, …).  targets: (N,), encoded.  groups: a group of each record. Metrics that are not defined have none.
+    """
+    labels = task.decode(targets).numpy()
+    compute, random = _weighted_metrics(task, task.activate(logits).numpy(), labels), np.random.default_rng(seed)
+    strata = [np.arange(len(labels))]
+    if task.kind != "regression":
+        strata = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    found: list[dict[str, float]] = []
+    for _ in range(min(DRAWS, max(MIN_DRAWS, WORK // len(labels)))):
+        if codes is not None:
+            count = int(codes.max()) + 1
+            weights = np.bincount(random.integers(0, count, count), minlength=count)[codes]
+        else:
+            weights = np.empty(len(labels))
+            for rows in strata:
+                weights[rows] = np.bincount(random.integers(0, len(rows), len(rows)), minlength=len(rows))
+        found.append(compute(weights.astype(float)))
+    columns = {name: np.array([each[name] for each in found]) for name in found[0]}
+    defined = {name: column[np.isfinite(column)] for name, column in columns.items()}
+    return {name: np.percentile(column, [2.5, 97.5]).tolist() for name, column in defined.items() if len(column)}
+
+
+def _weighted_metrics(task, values: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    """Return a function from weights (N,) to the metrics of `task.metrics()`."""
+    if task.kind == "regression":
+        errors = values[:, 0] - targets
+
+        def of_values(weights: np.ndarray) -> dict[str, float]:
+            total = weights.sum()
+            mse, mean = float(weights @ errors**2 / total), weights @ targets / total
+            variance = float(weights @ (targets - mean) ** 2 / total)
+            r2 = 1 - mse / variance if variance else math.nan
+            return {"rmse": math.sqrt(mse), "mse": mse, "mae": float(weights @ abs(errors) / total), "r2": r2}
+
+        return of_values
+    import torch
+
+    count, predicted = len(task.classes), task.decide(torch.from_numpy(values)).numpy()
+    scored = [1] if task.kind == "binary" else range(count)
+    ranks = {label: np.unique(values[:, label], return_inverse=True)[1] for label in scored}
+
+    def of_classes(weights: np.ndarray) -> dict[str, float]:
+        right = np.bincount(targets, weights * (targets == predicted), count)
+        rows, said = np.bincount(targets, weights, count), np.bincount(predicted, weights, count)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            f1 = 2 * right / (rows + said)
+            roc_auc = [_roc_auc(ranks[label], targets == label, weights) for label in scored]
+        occurring = (rows + said > 0) & np.isin(np.arange(count), scored)
+        known = np.array(roc_auc)[np.isfinite(roc_auc)]
+        return {
+            "accuracy": float(right.sum() / rows.sum()),
+            "roc_auc": float(known.mean()) if len(known) else math.nan,
+            "f1": float(f1[occurring].mean()) if occurring.any() else 0.0,
+        }
+
+    return of_classes
+
+
+def _roc_auc(ranks: np.ndarray, is_class: np.ndarray, weights: np.ndarray) -> float:
+    """Return the weighted share of pairs in the right order; ties count half."""
+    positive = np.bincount(ranks, weights * is_class)
+    negative = np.bincount(ranks, weights * ~is_class)
+    below = np.cumsum(negative) - negative / 2
+    return float(positive @ below / (positive.sum() * negative.sum()))
+
+
+def with_interval(value: float, interval: list[float] | None) -> str:
+    """Return "0.95 (0.91–0.98)": rounded to one or two digits of half the width of the interval."""
+    if interval is None:
+        return f"{value:.4g}"
+    low, high = interval
+    if not (half := (high - low) / 2):
+        return f"{value:.4g}"
+    digits = -math.floor(math.log10(half / 2.5))
+    low, value, high = (f"{round(x, digits) + 0.0:.{max(0, digits)}f}" for x in (low, value, high))
+    return f"{value} ({low} to {high})"

@@ -1,0 +1,191 @@
+"""Intervals cover the truth, baselines and findings are true, and the report is one page that needs nothing else."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import quick_run
+
+from config import Config, DataConfig, RunConfig
+from dataloader import load_splits
+from evaluation.baselines import compare_with_baselines
+from evaluation.intervals import _weighted_metrics, bootstrap, with_interval
+from task import Task
+from train import assemble
+
+
+def make_task(kind: str) -> Task:
+    targets = {"binary": ["a", "b"], "multiclass": ["a", "b", "c"], "regression": np.linspace(10, 90, 40)}[kind]
+    return Task.fit(pd.Series([*targets] * 20, name="y"), kind)
+
+
+def draw(task, rows: int, random) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits and targets that have something to do with each other."""
+    if task.kind == "regression":
+        targets = torch.from_numpy(random.normal(size=rows)).float()
+        return (targets + torch.from_numpy(random.normal(size=rows)).float())[:, None], targets
+    targets = torch.from_numpy(random.integers(0, len(task.classes), rows))
+    noise = torch.from_numpy(random.normal(size=(rows, task.out_features))).float()
+    if task.kind == "binary":
+        return noise + (targets[:, None] * 2 - 1), targets.float()
+    return noise + 1.5 * torch.nn.functional.one_hot(targets, 3), targets
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
+def test_the_metrics_of_a_bootstrap_are_those_of_the_task(kind):
+    task = make_task(kind)
+    logits, targets = draw(task, 200, np.random.default_rng(0))
+    logits = logits.round(decimals=1)  # ties
+    values, labels = task.activate(logits).numpy(), task.decode(targets).numpy()
+    found, expected = _weighted_metrics(task, values, labels)(np.ones(200)), task.evaluate(logits, targets)
+    assert found == pytest.approx({name: value for name, value in expected.items() if name != "loss"}, abs=1e-6)
+    twice = _weighted_metrics(task, values, labels)(np.r_[np.full(100, 2.0), np.zeros(100)])
+    half = task.evaluate(logits[:100], targets[:100])
+    assert twice == pytest.approx({name: value for name, value in half.items() if name != "loss"}, abs=1e-6)
+    for name, (low, high) in bootstrap(task, logits, targets).items():
+        assert low <= expected[name] <= high and low < high
+
+
+@pytest.mark.parametrize("kind", ["binary", "regression"])
+def test_intervals_cover_the_truth(kind):
+    task, random = make_task(kind), np.random.default_rng(1)
+    truth = task.evaluate(*draw(task, 200_000, random))
+    names = ["mae", "rmse"] if kind == "regression" else ["accuracy", "roc_auc", "f1"]
+    covered = {name: [] for name in names}
+    for _ in range(100):
+        intervals = bootstrap(task, *draw(task, 300, random))
+        for name in names:
+            covered[name].append(intervals[name][0] <= truth[name] <= intervals[name][1])
+    assert all(np.mean(each) >= 0.9 for each in covered.values()), covered  # 0.95, and chance over 100 draws
+
+
+def test_groups_are_drawn_whole():
+    task, random = make_task("binary"), np.random.default_rng(0)
+    logits, targets = draw(task, 50, random)
+    copies = bootstrap(task, logits.repeat(20, 1), targets.repeat(20), np.tile(np.arange(50), 20))
+    alone, naive = (
+        bootstrap(task, logits, targets, np.arange(50)),
+        bootstrap(task, logits.repeat(20, 1), targets.repeat(20)),
+    )
+    assert np.ptp(copies["accuracy"]) == pytest.approx(np.ptp(alone["accuracy"]), rel=0.15)
+    assert np.ptp(naive["accuracy"]) < 0.5 * np.ptp(copies["accuracy"])
+
+
+def test_no_more_digits_than_the_interval_supports():
+    assert with_interval(0.94737, [0.9123, 0.9811]) == "0.95 (0.91 to 0.98)"
+    assert with_interval(44521.3, [43610.0, 45433.0]) == "44500 (43600 to 45400)"
+    assert with_interval(1.0, [1.0, 1.0]) == "1" and with_interval(0.12345, None) == "0.1235"
+    assert with_interval(-0.31, [-1.2, 0.4]) == "-0.3 (-1.2 to 0.4)"
+
+
+def test_a_difference_to_a_baseline_must_be_beyond_noise():
+    task, random = make_task("binary"), np.random.default_rng(0)
+    logits, targets = draw(task, 400, random)
+    noise = torch.from_numpy(random.normal(size=(400, 1))).float()
+    said = compare_with_baselines(task, logits, targets, {"guess": 0 * logits, "linear": logits + 3 * noise})
+    assert said == ""
+    assert "is better than the network" in compare_with_baselines(task, logits + 3 * noise, targets, {"linear": logits})
+    said = compare_with_baselines(task, logits + 0.05 * noise, targets, {"linear": logits})
+    assert "not better" in said and "beyond noise" in said and "400 test rows" in said
+
+
+# ---------------------------------------------------------------- audit
+
+
+def audit_of(table: pd.DataFrame | None, **data) -> dict[str, str]:
+    config = Config(data=DataConfig(**data))
+    return {each["check"]: each["finding"] for each in assemble(load_splits(config.data, 0, table), config)[3]}
+
+
+def clean_table(rows: int = 400) -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(random.normal(size=(rows, 3)), columns=["height", "width", "depth"])
+    table["y"] = np.where(table["height"] + random.normal(size=rows) > 0, "yes", "no")
+    return table
+
+
+def test_clean_data_raise_no_alarm():
+    assert audit_of(clean_table(), target="y") == {}
+    for name in ("breast_cancer", "diabetes"):
+        assert audit_of(None, data=name) == {}
+    few_values = pd.DataFrame({"a": [0, 1] * 200, "b": [0, 0, 1, 1] * 100, "y": ["no", "yes", "no", "yes"] * 100})
+    assert "duplicates" not in audit_of(few_values, target="y")  # equal rows are no surprise there
+
+
+def test_a_column_that_gives_the_target_away_is_found():
+    table = clean_table()
+    table["code"] = table["y"].map({"yes": "A7", "no": "B2"})
+    found = audit_of(table, target="y")["target leak"]
+    assert "'code'" in found and "--columns code=drop" in found
+    prices = clean_table().drop(columns="y")
+    prices["price"] = 3 * prices["height"] + prices["width"]
+    prices["gross"] = prices["price"] * 1.19
+    assert "'gross'" in audit_of(prices, target="price")["target leak"]
+
+
+def test_records_in_two_splits_are_found():
+    table = clean_table()
+    copies = pd.concat([table, table.iloc[:150]], ignore_index=True)
+    found = audit_of(copies, target="y")
+    row, twin = map(int, re.search(r"row (\d+), which equals row (\d+)", found["duplicates"]).groups())
+    assert row != twin and copies.loc[row].equals(copies.loc[twin])
+    changed = table.iloc[:150].assign(y=lambda t: t["y"].map({"yes": "no", "no": "yes"}))
+    both = pd.concat([table, changed], ignore_index=True)
+    found = audit_of(both, target="y")
+    row, twin = map(int, re.search(r"rows (\d+) and (\d+)", found["conflicting targets"]).groups())
+    assert (both.loc[row].drop("y") == both.loc[twin].drop("y")).all() and both["y"][row] != both["y"][twin]
+
+
+def test_copies_of_texts_and_of_images_are_found(digit_files):
+    random = np.random.default_rng(0)
+    words = np.array(["red", "green", "blue", "old", "new", "shoe", "hat", "coat", "cheap", "fine", "worn", "warm"])
+    texts = [" ".join(random.choice(words, 9)) for _ in range(300)]
+    table = pd.DataFrame({"text": texts + texts[:100], "y": ["a", "b"] * 200})
+    assert "duplicates" in audit_of(table, target="y", text=("text",))
+    assert "duplicates" in audit_of(None, data=str(digit_files))
+
+
+@pytest.fixture
+def digit_files(tmp_path):
+    """A folder of pictures, half of which are copies with another name."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for label in ("dark", "light"):
+        (tmp_path / label).mkdir()
+        for i in range(30):
+            pixels = random.integers(0, 128, (8, 8), dtype=np.uint8) + 127 * (label == "light")
+            for copy in ("", "-copy"):
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / label / f"{i}{copy}.png")
+    return tmp_path
+
+
+def test_rare_classes_are_named():
+    table = clean_table().assign(y=["rare" if i % 40 == 0 else "usual" for i in range(400)])
+    found = audit_of(table, target="y")
+    assert "rare (7 of 280 rows)" in found["rare classes"] and "few test records" in found
+
+
+# ---------------------------------------------------------------- report
+
+
+@pytest.mark.parametrize("target", ["label", "price"])
+def test_the_report_is_one_page_that_needs_nothing_else(tmp_path, target):
+    table = clean_table().rename(columns={"y": "label", "depth": "<b>깊이</b>"})
+    table["price"] = 2 * table["height"] + np.random.default_rng(1).normal(size=len(table))
+    run = quick_run(tmp_path / "run", table, data=DataConfig(target=target), report=True)
+    page, metrics = (run.out / "report.html").read_text(), json.loads((run.out / "metrics.json").read_text())
+    assert not re.search(r'(src|href)="(?!#)|url\((?!#)|@import|<script', page)
+    assert "<b>깊이</b>" not in page and "&lt;b&gt;깊이&lt;/b&gt;" in page
+    shown = ["Residuals"] if target == "price" else ["Confusion matrix", "ROC curve", "Reliability"]
+    assert all(word in page for word in ["boosted trees", "Importance of columns", "Worst predictions", *shown])
+    assert list(metrics["baselines"]) == ["guess", "linear", "boosted trees"]
+    for name, (low, high) in metrics["intervals"].items():
+        assert low <= metrics["test"][name] <= high
+    without = quick_run(tmp_path / "without", table, data=DataConfig(target=target))
+    assert not (without.out / "report.html").exists() and without.test == run.test
+    assert dataclasses.asdict(RunConfig())["report"]
