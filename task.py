@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
-from preprocessing.column import evenly_spaced
 from preprocessing.number_format import (
     MANY,
     NEARLY_ALL,
@@ -28,9 +27,7 @@ from preprocessing.parsing import NULLS, canonical, canonical_codes, holds_text,
 
 REGRESSION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 FREQUENT = 0.05  # of the rows: a class called "None" or "-" needs as many, rarer ones are missing values
-CALIBRATION_ROWS = 10_000  # validation records, evenly spaced, that fit the temperature
 MAX_LIVE_TARGET = 1e100  # larger targets would overflow when errors are squared and summed
-RARE = 0.2  # share of the records: a rarer class is seldom the more probable one, and gets its own threshold
 TOLERANCE = 1e-5  # of a probability, or of a value relative to the spread of the targets
 
 
@@ -97,8 +94,8 @@ class Task:
     class_weights: list[float] = field(default_factory=list)  # empty = equal weights
     label_smoothing: float = 0.0
     form: str = PLAIN  # how numbers in text are written, see preprocessing/number_format.py
-    temperature: float = 1.0  # divides the logarithms of probabilities; fitted by `calibrate`
-    threshold: float = 0.5  # binary: the second class is predicted above this probability; fitted by `calibrate`
+    temperature: float = 1.0  # of probabilities, see evaluation/calibration.py
+    threshold: float = 0.5  # binary: the second class is predicted above this probability
 
     @classmethod
     def fit(
@@ -246,33 +243,6 @@ class Task:
         if self.kind == "binary":
             return (probabilities[:, 1] > self.threshold).long()
         return probabilities.argmax(dim=1)
-
-    def calibrate(self, logits: Tensor, targets: Tensor, monitor: str = "loss") -> "Task":
-        """Return a task whose temperature and threshold suit validation records: (N, …) logits, (N,) encoded targets.
-
-        monitor: the metric that matters; for accuracy the more probable class is predicted, however rare the other.
-
-        The temperature minimises the negative log-likelihood (Guo et al., "On Calibration of Modern Neural Networks",
-        2017). It stays 1 unless a likelihood-ratio test finds a difference (5 %). The threshold of a rare class
-        maximises its expected F1 score under the calibrated probabilities (Lipton et al., "Optimal Thresholding of
-        Classifiers to Maximize F1 Measure", 2014), which is less noisy than the score on its few records.
-        """
-        if self.kind == "regression":
-            return self
-        rows = evenly_spaced(torch.arange(len(targets)), CALIBRATION_ROWS)
-        logits, labels = logits[rows], targets[rows].long()
-        task = replace(self, temperature=_fit_temperature(self, logits, labels))
-        if self.kind == "multiclass" or monitor == "accuracy" or self.class_weights:  # weights find rare classes, too
-            return task
-        shares = torch.bincount(labels, minlength=2) / len(labels)
-        rare = int(shares.argmin())
-        if not 0 < shares[rare] < RARE:
-            return task
-        ordered = task.activate(logits)[:, rare].sort(descending=True).values
-        counts = torch.arange(1, len(ordered) + 1)
-        last = int((ordered.cumsum(0) / (counts + ordered.sum())).argmax())
-        threshold = min(0.5, float(ordered[last : last + 2].mean()))
-        return replace(task, threshold=round(threshold if rare == 1 else 1 - threshold, 6))
 
     def metrics(self):
         """Return a new torchmetrics collection, to be updated with (`metric_inputs(logits)`, `decode(targets)`)."""
@@ -423,19 +393,6 @@ class Task:
             half = 1.96 * math.sqrt(score * mean / count + z2 / (4 * count**2))
             interval = [max(0.0, (center - half) / (1 + z2 / count)), min(1.0, (center + half) / (1 + z2 / count))]
         return {"targets": count, name: score, "interval": interval}
-
-
-def _fit_temperature(task: Task, logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature with the highest likelihood of `labels`, or 1 if it is not significantly higher."""
-    from scipy.optimize import minimize_scalar
-
-    def negative_log_likelihood(log_temperature: float) -> float:
-        probabilities = replace(task, temperature=math.exp(log_temperature)).activate(logits)
-        return -float(probabilities.gather(1, labels[:, None]).clamp_min(1e-15).log().sum())
-
-    found = minimize_scalar(negative_log_likelihood, bounds=(-1.5, 1.5), method="bounded", options={"xatol": 1e-3})
-    gain = negative_log_likelihood(0.0) - found.fun
-    return round(math.exp(found.x), 6) if 2 * gain > 3.84 else 1.0  # the 0.95 quantile of chi² with one degree
 
 
 def _class_codes(targets: pd.Series, form: str) -> tuple[np.ndarray, list[str]]:

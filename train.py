@@ -21,7 +21,7 @@ from pathlib import Path
 
 from config import TABLE, Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from console import run
-from errors import UserError, error_prefix, parse_flags
+from errors import UserError, parse_flags
 
 # torch, pandas and scikit-learn are imported where they are used: --help and a typo are reported without them.
 
@@ -54,7 +54,17 @@ def train(
     Raises UserError for anything wrong with data or flags, and KeyboardInterrupt, after saving, when interrupted.
     """
     from dataloader import load_splits
-    from evaluation.run_folder import diagnose, open_run_folder, read_tested, write_previews, write_run
+    from evaluation.calibration import calibrate
+    from evaluation.run_folder import (
+        diagnose,
+        evaluate_test,
+        open_run_folder,
+        print_data,
+        print_result,
+        read_tested,
+        write_previews,
+        write_run,
+    )
     from trainer import Trainer, seed_all
 
     config = Config(data or DataConfig(), model or ModelConfig(), training or TrainConfig(), run or RunConfig())
@@ -70,21 +80,25 @@ def train(
         trainer.started = started
         if state:
             _restore(trainer, state, path)
-        _print_data(splits, pipeline, findings)
+        print_data(splits, pipeline, findings)
         seed_all(config.training.seed, 0)
         write_previews(out, loaders[0], pipeline.preprocessor)
         history = trainer.fit(*loaders[:2])
+        logits, targets = trainer.logits(loaders[1])
+        pipeline.task = trainer.task = calibrate(pipeline.task, logits, targets, config.training.monitor)
+        pipeline.save(out / "best.pt")
+        val = pipeline.task.evaluate(logits, targets)
         tested = read_tested(out, trainer, splits, config) if state else None
-        predictions, test, evaluation = tested or _evaluate(trainer, splits, loaders, config)
-        diagnosis = diagnose(trainer.val, test, pipeline.task, splits, replace(config, training=trainer.config))
+        predictions, test, evaluation = tested or evaluate_test(trainer, splits, loaders, config)
+        diagnosis = diagnose(val, test, pipeline.task, splits, replace(config, training=trainer.config))
         learned = not diagnosis
         diagnosis += [evaluation["comparison"]] if learned and evaluation["comparison"] else []
-        result = Run(pipeline, history, trainer.val, test, evaluation["intervals"], predictions, out, diagnosis)
+        result = Run(pipeline, history, val, test, evaluation["intervals"], predictions, out, diagnosis)
         if tested:
             print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
         else:
             write_run(result, trainer, splits, config, evaluation["baselines"], findings)
-    _print_result(result, trainer, evaluation["baselines"], learned)
+    print_result(result, trainer, evaluation["baselines"], learned)
     return result
 
 
@@ -167,34 +181,6 @@ def _build_network(preprocessor, encoded: dict, task, config: Config, notes: lis
     return model, {"names": names, "args": args}
 
 
-def _evaluate(trainer, splits, loaders, config: Config):
-    """Predict the test split, once; return (a DataFrame of predictions, metrics, {"intervals", "baselines",
-    "comparison"})."""
-    import torch
-
-    from evaluation.baselines import compare_with_baselines, evaluate_baselines
-    from evaluation.intervals import bootstrap
-
-    pipeline, loader = trainer.pipeline, loaders[2]
-    logits, targets = trainer.logits(loader)
-    if not torch.isfinite(logits).all():
-        with error_prefix(splits.sources[2]):
-            pipeline.predict_logits(splits.test)  # raises UserError, which names row and column
-    in_order = torch.cat(list(loader.batch_sampler)).argsort()  # batches of texts are sorted by length
-    predictions = pipeline.to_frame(logits[in_order], splits.test)
-    predictions.insert(0, "target", pipeline.task.as_numbers(splits.test[splits.target]))
-    if "file" in predictions:
-        predictions["file"] = predictions.pop("file")  # last, after the predictions
-    logits, targets = logits[in_order], targets[in_order]
-    groups = splits.test[config.data.group].astype("str").to_numpy() if config.data.group else None
-    evaluation = {"intervals": bootstrap(pipeline.task, logits, targets, groups), "baselines": {}, "comparison": ""}
-    if config.run.report:
-        baselines, their_logits = evaluate_baselines(pipeline.task, pipeline.preprocessor, loaders[0], loader)
-        comparison = compare_with_baselines(pipeline.task, logits, targets, their_logits)
-        evaluation |= {"baselines": baselines, "comparison": comparison}
-    return predictions.rename_axis("row").reset_index(), pipeline.task.evaluate(logits, targets), evaluation
-
-
 # ---------------------------------------------------------------- resume
 
 
@@ -232,42 +218,6 @@ def _restore(trainer, state: dict, path: str) -> None:
 
 
 # ---------------------------------------------------------------- around a run
-
-
-def _print_result(result: Run, trainer, baselines: dict[str, dict], learned: bool) -> None:
-    from evaluation.intervals import with_interval
-
-    epochs, seconds, patience = len(result.history), float(result.history["seconds"].sum()), trainer.config.patience
-    early = f" (stopped early: --patience {patience})" if trainer.out_of_patience() else ""
-    if (threshold := trainer.task.threshold) != 0.5:
-        print(f"\ndecision threshold {threshold:.3g}, because one class is rare: {trainer.task.classes[1]} above it")
-    print(f"\nbest epoch {trainer.best['epoch']} of {epochs}{early}, in {seconds:.1f} s")
-    print("val   " + "  ".join(f"{name} {value:.4g}" for name, value in result.val.items()))
-    tested = (f"{name} {with_interval(value, result.intervals.get(name))}" for name, value in result.test.items())
-    print("test  " + "  ".join(tested) + "  (95 % intervals)")
-    for name, metrics in baselines.items():
-        print(f"      {name}: " + "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()))
-    sample = next((result.out / name for name in ("sample.csv", "sample") if (result.out / name).exists()), "new.csv")
-    try_it = f"Try it: python predict.py --checkpoint {result.out / 'best.pt'} --input {sample} --output -"
-    print("", *result.diagnosis, *([try_it] if learned else []), sep="\n")
-    if (result.out / "report.html").exists():
-        print(f"Report: {result.out / 'report.html'}")
-
-
-def _print_data(splits, pipeline, findings: list[dict]) -> None:
-    """Print what was inferred about the data, for a person to check and overrule."""
-    for note in splits.notes:
-        print(note)
-    rows = f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test rows"
-    print(f"{pipeline.task.summary()}; {rows}")
-    table = pipeline.preprocessor.summary()
-    widths = [max(len(row[i]) for row in table) for i in range(2)]
-    for name, kind, what in table:
-        print(f"  {name:<{min(widths[0], 40)}}  {kind:<{widths[1]}}  {what}")
-    print("Override with --task KIND and --columns NAME=KIND …")
-    print(
-        *(f"{each['check']}: {each['finding']}" for each in findings), sep="\n", end="\n" * bool(findings), flush=True
-    )
 
 
 def main() -> None:

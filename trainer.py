@@ -126,7 +126,6 @@ class Trainer:
         self.samples = 0  # records of this epoch so far, and the sum of their losses
         self.loss_sum = torch.zeros((), device=self.device, dtype=SUM_DTYPES.get(self.device.type, torch.float64))
         self.history: list[dict] = []
-        self.val: dict[str, float] = {}  # metrics of the best weights, after `fit`
         self.best = {"epoch": 0, "value": -math.inf if self.higher_is_better else math.inf, "state_dict": None}
 
         self.autocast = torch.autocast(self.device.type, torch.bfloat16) if config.amp else nullcontext()
@@ -155,16 +154,7 @@ class Trainer:
                 self._end_epoch(train_loss, val, started)
             self._save()
         self.model.load_state_dict(self.best["state_dict"])
-        self._calibrate(val_loader)
         return pd.DataFrame(self.history)
-
-    def _calibrate(self, val_loader: DataLoader) -> None:
-        """Fit temperature and threshold of classes to the best weights, and keep them in best.pt."""
-        logits, targets = self.logits(val_loader)
-        self.task = self.pipeline.task = self.task.calibrate(logits, targets, self.config.monitor)
-        self.val = self.task.evaluate(logits, targets)
-        if self.out and self.task.kind != "regression":
-            self.pipeline.save(self.out / "best.pt")
 
     def train_epoch(self, loader: DataLoader) -> float:
         """Go through the training records once, from `next_batch` on. Return their mean loss."""

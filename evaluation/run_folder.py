@@ -1,4 +1,4 @@
-"""The run folder: metrics, what is wrong with them, test predictions, a sample for predict.py, a training batch."""
+"""What a run prints and writes: metrics and what is wrong with them, test predictions, a sample, a training batch."""
 
 import json
 import math
@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
-from errors import UserError
+from errors import UserError, error_prefix
+from evaluation.baselines import compare_with_baselines, evaluate_baselines
+from evaluation.intervals import bootstrap, with_interval
 from evaluation.report import write_report
 from pipeline import atomic_write, weights_sha256
 from preprocessing.column import evenly_spaced
@@ -143,8 +146,31 @@ def _is_useless(metrics: dict, task, records) -> bool:
     return metrics["accuracy"] <= majority and metrics["roc_auc"] <= 0.5 + min(0.05, 1 / math.sqrt(len(records)))
 
 
+def evaluate_test(trainer, splits, loaders, config):
+    """Predict the test split, once; return (a DataFrame of predictions, metrics, {"intervals", "baselines",
+    "comparison"})."""
+    pipeline, loader = trainer.pipeline, loaders[2]
+    logits, targets = trainer.logits(loader)
+    if not torch.isfinite(logits).all():
+        with error_prefix(splits.sources[2]):
+            pipeline.predict_logits(splits.test)  # raises UserError, which names row and column
+    in_order = torch.cat(list(loader.batch_sampler)).argsort()  # batches of texts are sorted by length
+    predictions = pipeline.to_frame(logits[in_order], splits.test)
+    predictions.insert(0, "target", pipeline.task.as_numbers(splits.test[splits.target]))
+    if "file" in predictions:
+        predictions["file"] = predictions.pop("file")  # last, after the predictions
+    logits, targets = logits[in_order], targets[in_order]
+    groups = splits.test[config.data.group].astype("str").to_numpy() if config.data.group else None
+    evaluation = {"intervals": bootstrap(pipeline.task, logits, targets, groups), "baselines": {}, "comparison": ""}
+    if config.run.report:
+        baselines, their_logits = evaluate_baselines(pipeline.task, pipeline.preprocessor, loaders[0], loader)
+        comparison = compare_with_baselines(pipeline.task, logits, targets, their_logits)
+        evaluation |= {"baselines": baselines, "comparison": comparison}
+    return predictions.rename_axis("row").reset_index(), pipeline.task.evaluate(logits, targets), evaluation
+
+
 def read_tested(out: Path, trainer, splits, config):
-    """Return what `train._evaluate` does, if the files in `out` hold it for these weights and records.
+    """Return what `evaluate_test` does, if the files in `out` hold it for these weights and records.
 
     So a resumed run with nothing left to train is not tested again. Otherwise None.
     """
@@ -167,7 +193,7 @@ def read_tested(out: Path, trainer, splits, config):
     evaluation = {
         "intervals": metrics.get("intervals", {}),
         "baselines": metrics.get("baselines", {}),
-        "comparison": "",
+        "comparison": next(iter(metrics["diagnosis"]), ""),
     }
     return (predictions, test, evaluation) if same else None
 
@@ -230,3 +256,37 @@ def write_run(result, trainer, splits, config, baselines: dict[str, dict], findi
         plain = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON has no NaN
         json.dump(plain, file, indent=2, ensure_ascii=False)
         file.write("\n")
+
+
+def print_data(splits, pipeline, findings: list[dict]) -> None:
+    """Print what was inferred about the data, for a person to check and overrule."""
+    for note in splits.notes:
+        print(note)
+    rows = f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test rows"
+    print(f"{pipeline.task.summary()}; {rows}")
+    table = pipeline.preprocessor.summary()
+    widths = [max(len(row[i]) for row in table) for i in range(2)]
+    for name, kind, what in table:
+        print(f"  {name:<{min(widths[0], 40)}}  {kind:<{widths[1]}}  {what}")
+    print("Override with --task KIND and --columns NAME=KIND …")
+    print(
+        *(f"{each['check']}: {each['finding']}" for each in findings), sep="\n", end="\n" * bool(findings), flush=True
+    )
+
+
+def print_result(result, trainer, baselines: dict[str, dict], learned: bool) -> None:
+    epochs, seconds, patience = len(result.history), float(result.history["seconds"].sum()), trainer.config.patience
+    early = f" (stopped early: --patience {patience})" if trainer.out_of_patience() else ""
+    if (threshold := trainer.task.threshold) != 0.5:
+        print(f"\ndecision threshold {threshold:.3g}, because one class is rare: {trainer.task.classes[1]} above it")
+    print(f"\nbest epoch {trainer.best['epoch']} of {epochs}{early}, in {seconds:.1f} s")
+    print("val   " + "  ".join(f"{name} {value:.4g}" for name, value in result.val.items()))
+    tested = (f"{name} {with_interval(value, result.intervals.get(name))}" for name, value in result.test.items())
+    print("test  " + "  ".join(tested) + "  (95 % intervals)")
+    for name, metrics in baselines.items():
+        print(f"      {name}: " + "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()))
+    sample = next((result.out / name for name in ("sample.csv", "sample") if (result.out / name).exists()), "new.csv")
+    try_it = f"Try it: python predict.py --checkpoint {result.out / 'best.pt'} --input {sample} --output -"
+    print("", *result.diagnosis, *([try_it] if learned else []), sep="\n")
+    if (result.out / "report.html").exists():
+        print(f"Report: {result.out / 'report.html'}")

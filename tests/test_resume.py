@@ -15,10 +15,10 @@ import torch
 from conftest import ROOT, TARGETS, assert_refused, command, file_size_limit, quick_run, table_for
 from forks import Popen
 
-import train as train_module
 import trainer as trainer_module
 from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from errors import UserError
+from evaluation import run_folder
 from evaluation.run_folder import open_run_folder
 from train import resume_config, train
 from trainer import Trainer
@@ -224,8 +224,8 @@ def test_a_finished_run_resumes_to_the_same(tmp_path, table):
 def test_the_test_split_is_evaluated_once_when_the_run_is_complete(tmp_path, monkeypatch, kind):
     """Interrupted: never. Resumed: at the end. Finished: only if weights, test records or files have changed."""
     table, times = table_for(kind), []
-    evaluate = train_module._evaluate
-    monkeypatch.setattr(train_module, "_evaluate", lambda *args: times.append(1) or evaluate(*args))
+    evaluate = run_folder.evaluate_test
+    monkeypatch.setattr(run_folder, "evaluate_test", lambda *args: times.append(1) or evaluate(*args))
     out, data = tmp_path / "run", DataConfig(target=kind, batch_size=16)
     method = Trainer.evaluate
     monkeypatch.setattr(Trainer, "evaluate", lambda self, *a: (os.kill(os.getpid(), signal.SIGINT), method(self, *a)))
@@ -297,7 +297,8 @@ def test_defaults_of_the_configuration_survive_the_checkpoint(tmp_path):
     quick_run(tmp_path / "run", TABLE)
     config = resume_config(str(tmp_path / "run" / "last.pt"))
     assert config.training == TrainConfig(epochs=3)
-    assert config.run == RunConfig(threads=1, out=str(tmp_path / "run"), resume=str(tmp_path / "run" / "last.pt"))
+    run = RunConfig(threads=1, out=str(tmp_path / "run"), resume=str(tmp_path / "run" / "last.pt"), report=False)
+    assert config.run == run
     assert config.model == ModelConfig(hidden=(16,)) and config.data == DataConfig(
         data="(a DataFrame)", target="binary"
     )

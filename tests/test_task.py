@@ -15,6 +15,7 @@ from sklearn import metrics as sk
 from config import DataConfig
 from dataloader import load_splits
 from errors import UserError
+from evaluation.calibration import calibrate
 from task import Task, infer_kind, stratify_labels
 
 LABELS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": None}
@@ -388,11 +389,11 @@ def draw_records(seed: int, rows: int, share: float, sharpness: float):
 
 def test_temperature_undoes_overconfidence_and_leaves_calibrated_probabilities():
     task = make_task("binary")
-    assert task.calibrate(*draw_records(0, 5000, 0.5, 3.0)).temperature == pytest.approx(3, rel=0.1)
-    assert task.calibrate(*draw_records(0, 5000, 0.5, 0.4)).temperature == pytest.approx(0.4, rel=0.1)
-    kept = [task.calibrate(*draw_records(seed, 300, 0.5, 1.0)).temperature == 1 for seed in range(40)]
+    assert calibrate(task, *draw_records(0, 5000, 0.5, 3.0)).temperature == pytest.approx(3, rel=0.1)
+    assert calibrate(task, *draw_records(0, 5000, 0.5, 0.4)).temperature == pytest.approx(0.4, rel=0.1)
+    kept = [calibrate(task, *draw_records(seed, 300, 0.5, 1.0)).temperature == 1 for seed in range(40)]
     assert np.mean(kept) > 0.85
-    assert make_task("regression").calibrate(torch.randn(9, 1), torch.randn(9)) == make_task("regression")
+    assert calibrate(make_task("regression"), torch.randn(9, 1), torch.randn(9)) == make_task("regression")
 
 
 def test_temperature_keeps_the_order_of_an_ensemble():
@@ -413,9 +414,9 @@ def test_a_rare_class_is_found(rare):
     def recall(fitted) -> float:
         return float((fitted.decide(fitted.activate(logits)) == rare)[targets == rare].float().mean())
 
-    fitted = task.calibrate(logits, targets)
+    fitted = calibrate(task, logits, targets)
     assert recall(fitted) > 2 * recall(task) and recall(fitted) > 0.35
-    assert task.calibrate(logits, targets, monitor="accuracy").threshold == 0.5
+    assert calibrate(task, logits, targets, monitor="accuracy").threshold == 0.5
     metrics, p = fitted.evaluate(logits, targets), fitted.activate(logits)[:, 1]
     assert metrics["f1"] == pytest.approx(sk.f1_score(targets, p > fitted.threshold))
     assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(targets, p > fitted.threshold))
