@@ -349,7 +349,9 @@ def parse(flags: str, config: Config) -> Config:
 def ours(problem: Problem, source: Source, seed: int, flags: str) -> np.ndarray:
     quiet = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        config = Config(data=source.config, training=TrainConfig(seed=seed), run=RunConfig(out=f"{folder}/run"))
+        config = Config(
+            data=source.config, training=TrainConfig(seed=seed), run=RunConfig(out=f"{folder}/run", report=False)
+        )
         config = parse(flags, config)
         run = train(config.data, config.model, config.training, config.run, table=source.table())
     if run.predictions["row"].tolist() != problem.splits.test.index.tolist():
