@@ -96,7 +96,9 @@ class NumberEmbedding(nn.Module):
     def __init__(self, bins: list[list[float]]):
         super().__init__()
         most = max(len(edges) for edges in bins) - 1
-        table = torch.tensor([[*edges, *[math.inf] * (most + 1 - len(edges))] for edges in bins])
+        rows = [[*edges, *[math.inf] * (most + 1 - len(edges))] for edges in bins]
+        # On the CPU, here and below: arithmetic without memory, in `outline`, would import torch's compiler.
+        table = torch.tensor(rows, device="cpu")
         left, right = table[:, :-1], table[:, 1:]
         is_bin = right < math.inf
         left, size = torch.where(is_bin, left, 0.0), torch.where(is_bin, right - left, 1.0)
@@ -105,8 +107,10 @@ class NumberEmbedding(nn.Module):
         high[is_bin & ~F.pad(is_bin[:, 1:], (0, 1))] = self.OUTSIDE
         for name, constant in (("left", left), ("size", size), ("low", low), ("high", high)):
             self.register_buffer(name, constant, persistent=False)
-        self.weight = nn.Parameter(torch.empty(len(bins), most, self.WIDTH).uniform_(-1, 1) / math.sqrt(most))
-        self.linear = nn.Parameter(0.3 * torch.randn(len(bins), self.WIDTH))
+        self.weight = nn.Parameter(
+            torch.empty(len(bins), most, self.WIDTH, device="cpu").uniform_(-1, 1) / math.sqrt(most)
+        )
+        self.linear = nn.Parameter(0.3 * torch.randn(len(bins), self.WIDTH, device="cpu"))
         self.bias = nn.Parameter(torch.zeros(len(bins), self.WIDTH))
         self.width = len(bins) * self.WIDTH
 
@@ -154,7 +158,7 @@ class TabM(nn.Module):
         if category_sizes:
             self.embeddings["categories"] = CategoryEmbedding(category_sizes)
         width = sum(embedding.width for embedding in self.embeddings.values())
-        self.factors = nn.Parameter(2.0 * torch.randint(0, 2, (members, width)) - 1)
+        self.factors = nn.Parameter(2.0 * torch.randint(0, 2, (members, width), device="cpu") - 1)
         layers: list[nn.Module] = []
         for size in hidden:
             layers += [nn.Linear(width, size), ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
