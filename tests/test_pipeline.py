@@ -194,7 +194,7 @@ def test_a_crafted_checkpoint_is_refused_before_it_takes_memory(runs, tmp_path, 
             started = time.process_time()
             with pytest.raises(UserError, match=words) as refused:
                 Pipeline.load(path)
-            assert "\n" not in str(refused.value) and time.process_time() - started < 2
+            assert "\n" not in str(refused.value) and time.process_time() - started < 5  # building it takes minutes
     with zipfile.ZipFile(best) as stored, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         for part in stored.infolist():
             packed.writestr(part.filename, stored.read(part) + b"\0" * 10**6)
