@@ -105,6 +105,9 @@ class DataConfig:
     """Rows with the same value in this column stay in the same split."""
     time: str = ""
     """Split by this column: the newest rows are the test split, those before them validation."""
+    folds: int = 0
+    """Cross-validation: train on each of so many folds in turn, evaluate on all rows, and keep the models as one
+    ensemble; 0 = one split."""
     batch_size: int = 0
     """Rows per step; 0 = chosen from the number of training rows."""
     drop_nulls: bool = False
@@ -141,6 +144,10 @@ class DataConfig:
         shares = self.val_split, self.test_split
         _check(min(shares) > 0 and sum(shares) < 1, "--val-split and --test-split leave no rows for one of the splits.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
+        _check(self.folds == 0 or 3 <= self.folds <= 50, f"--folds must be 0 or from 3 to 50, not {self.folds}.")
+        for name in ("time", "val_data", "test_data"):
+            given = f"--{name.replace('_', '-')}"
+            _check(not (self.folds and getattr(self, name)), f"--folds makes its own splits: leave out {given}.")
         _check(self.batch_size != 1, "--batch-size must be 2 or more, because batch normalisation needs 2 rows, not 1.")
         _check(self.image_size not in (1, 2, 3), f"--image-size must be 4 or more, not {self.image_size}.")
         _check(self.vocab_size not in (1, 2, 3), f"--vocab-size must be 4 or more, not {self.vocab_size}.")

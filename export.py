@@ -44,28 +44,32 @@ def graph_inputs(preprocessor, records) -> dict:
 def make_module(pipeline):
     """Return (module, inputs): the whole pipeline as a torch module, and two example records for its inputs.
 
-    Columns of strings are integer codes here; the ONNX graph looks the codes up first.
+    The module takes a list of the inputs, for each member of an ensemble one after the other. Columns of strings are
+    integer codes here; the ONNX graph looks the codes up first.
     """
     import copy
 
     from torch import nn
 
-    preprocessor, task, network = pipeline.preprocessor, pipeline.task, copy.deepcopy(pipeline.model).eval()
+    members = pipeline.members or [pipeline]
 
     class Module(nn.Module):
         """Preprocessing, the network, and the task's view of its logits."""
 
         def __init__(self):
             super().__init__()
-            self.network = network
+            self.networks = nn.ModuleList([copy.deepcopy(member.model).eval() for member in members])
 
         def forward(self, inputs: list):
-            columns = zip(preprocessor.columns, inputs, strict=True)
-            parts = {column.name: column.transform(x) for column, x in columns}
-            parts |= {features.name: features.transform(parts[features.source]) for features in preprocessor.derived}
-            return task.graph_outputs(self.network(**preprocessor.join(parts)))
+            inputs, logits = iter(inputs), []
+            for member, network in zip(members, self.networks, strict=True):
+                preprocessor = member.preprocessor
+                parts = {column.name: column.transform(next(inputs)) for column in preprocessor.columns}
+                parts |= {each.name: each.transform(parts[each.source]) for each in preprocessor.derived}
+                logits.append(network(**preprocessor.join(parts)))
+            return pipeline.task.graph_outputs(pipeline.join_logits(logits) if pipeline.members else logits[0])
 
-    arrays = graph_inputs(preprocessor, (pipeline.examples * 2)[:2])
+    arrays = graph_inputs(pipeline.preprocessor, (pipeline.examples * 2)[:2])
     return Module(), {name: _example(values) for name, values in arrays.items()}
 
 
@@ -89,23 +93,26 @@ def make_onnx(pipeline):
 
     task, outputs = pipeline.task, pipeline.task.output_names
     model, inputs = _export_module(pipeline)
-    keys_of = {column.name: column.onnx_keys for column in pipeline.preprocessor.columns if column.onnx_keys}
+    columns = [column for member in pipeline.members or [pipeline] for column in member.preprocessor.columns]
     prefix = "network/"
     while any(name.startswith(prefix) for name in inputs):  # a column may have any name, also one of the graph's own
         prefix = "_" + prefix
     model = onnx.compose.add_prefix(model, prefix)
-    graph, first, last = model.graph, [], []
-    for name, value in zip(inputs, graph.input, strict=True):
-        outside, inside = name, value.name
+    graph, first, last, named = model.graph, [], [], {}
+    for column, value in zip(columns, graph.input, strict=True):
+        name, outside, inside = column.name, column.name, value.name
         while not outside or outside in outputs or (outside != name and outside in inputs):
             outside = f"column {outside}"
         value.name = outside
-        if keys := keys_of.get(name):  # strings → codes
+        if keys := column.onnx_keys:  # strings → codes
             attributes = {"keys_strings": keys, "values_int64s": range(1, len(keys) + 1), "default_int64": 0}
             first.append(helper.make_node("LabelEncoder", [outside], [inside], domain="ai.onnx.ml", **attributes))
             value.CopyFrom(helper.make_tensor_value_info(outside, TensorProto.STRING, ["N"]))
         else:
             first.append(helper.make_node("Identity", [outside], [inside]))
+        named.setdefault(name, value.SerializeToString())
+    del graph.input[:]  # the members of an ensemble share their inputs
+    graph.input.extend(map(onnx.ValueInfoProto.FromString, named.values()))
     for name, value in zip(outputs, graph.output, strict=True):
         if name == "label":  # indices → labels
             labels = [str(c).encode() for c in task.classes]
@@ -133,6 +140,7 @@ def _export_module(pipeline):
     import torch
 
     module, inputs = make_module(pipeline)
+    members = len(pipeline.members) or 1
     rows = torch.export.Dim.DYNAMIC
     shapes = [{0: rows, 1: rows} if x.dtype == torch.int32 else {0: rows} for x in inputs.values()]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
@@ -140,10 +148,10 @@ def _export_module(pipeline):
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
         program = torch.onnx.export(
             module.eval(),
-            (list(inputs.values()),),
-            input_names=[f"column_{i}" for i in range(len(inputs))],
+            (list(inputs.values()) * members,),
+            input_names=[f"column_{i}" for i in range(len(inputs) * members)],
             output_names=pipeline.task.output_names,
-            dynamic_shapes=(shapes,),
+            dynamic_shapes=(shapes * members,),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -189,6 +197,12 @@ def export(options: Options) -> None:
     pipeline = Pipeline.load(options.checkpoint)
     if not pipeline.examples:
         raise UserError(f"{options.checkpoint}: it has no self-check rows, so an export could not be checked.")
+    outside = [column.name for column in pipeline.preprocessor.columns if column.encodes_outside_graph]
+    if outside and pipeline.members:
+        raise UserError(
+            f"{options.checkpoint}: each member of the ensemble has its own ids for the texts in {outside[0]!r}, so it "
+            f"cannot be one graph: export one member, such as {Path(options.checkpoint).parent / 'fold-1' / 'best.pt'}."
+        )
     serialized = make_onnx(pipeline).SerializeToString()
     check(pipeline, serialized)
     written = {Path(options.output): serialized}
@@ -196,7 +210,7 @@ def export(options: Options) -> None:
         file.write(serialized)
     sizes = ", ".join(map(str, CHECK_SIZES))
     print(f"{options.output}: same predictions as {options.checkpoint}, checked in batches of {sizes}")
-    if any(column.encodes_outside_graph for column in pipeline.preprocessor.columns):
+    if outside:
         path = Path(options.output).with_suffix(".preprocessor.json")
         written[path] = json.dumps(pipeline.preprocessor.state(), ensure_ascii=False).encode()
         with atomic_write(path, "wb") as file:

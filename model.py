@@ -187,7 +187,12 @@ def quantile_bins(numbers: Tensor) -> list[list[float]]:
     rows = evenly_spaced(numbers, 100_000).double()
     levels = torch.linspace(0, 1, count + 1, dtype=torch.float64)
     edges = torch.quantile(rows, levels, dim=0, interpolation="nearest").float()
-    distinct = [column.unique().tolist() for column in edges.T]
+    distinct = []
+    for column in edges.T:
+        values = column.unique()
+        # Values that differ by rounding alone, as of a sine, would make a bin so narrow that it enlarges rounding.
+        apart = values.diff(prepend=values[:1] - 1) > 1e-5 * (values[-1] - values[0])
+        distinct.append(values[apart].tolist())
     return [each if len(each) > 1 else [each[0], each[0] + 1] for each in distinct]
 
 

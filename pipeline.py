@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -78,6 +78,8 @@ class Pipeline:
         predicts again.
     profile: the distribution of the training data, see evaluation/drift.py.
     threads: CPU threads that suit the model; 0 = unknown.
+    members: pipelines of which this one is the ensemble: their predictions are averaged. `model` holds all their
+        networks, `preprocessor` is the first one's.
     """
 
     def __init__(
@@ -91,10 +93,11 @@ class Pipeline:
         examples: list[dict] | None = None,
         profile: dict | None = None,
         threads: int = 0,
+        members: list["Pipeline"] | None = None,
     ):
         self.model, self.task, self.preprocessor = model, task, preprocessor
         self.model_spec, self.config, self.examples = model_spec, config or {}, (examples or [])[:SELF_CHECK_ROWS]
-        self.profile, self.threads = profile or {}, threads
+        self.profile, self.threads, self.members = profile or {}, threads or 0, members or []
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))  # `to` changes it
 
     def __repr__(self) -> str:
@@ -106,7 +109,18 @@ class Pipeline:
         """Move the model to a device by name; auto chooses one."""
         self.device = choose_device(device)
         self.model.to(self.device)
+        for member in self.members:
+            member.device = self.device
         return self
+
+    @classmethod
+    def ensemble(cls, members: list["Pipeline"]) -> "Pipeline":
+        """Return the ensemble of pipelines that predict the same target from the same columns."""
+        first, thresholds = members[0], [member.task.threshold for member in members]
+        task = replace(first.task, temperature=1.0, threshold=sum(thresholds) / len(thresholds))
+        networks = nn.ModuleList([member.model for member in members])
+        kept = {"config": first.config, "examples": first.examples, "profile": first.profile, "threads": first.threads}
+        return cls(networks, task, first.preprocessor, members=members, **kept)
 
     # ------------------------------------------------------------ predict
 
@@ -123,14 +137,23 @@ class Pipeline:
     def predict_logits(self, records) -> tuple[dict[str, Encoded], Tensor]:
         """Return (parts, logits) of raw records: their encoded columns, and the logits (N, out_features) on the CPU.
 
+        An ensemble returns the parts of its first member, and logits (N, members, out_features).
         Raises BrokenRecords for records that cannot be read, or whose logits overflow.
         """
+        if self.members:
+            found = [member.predict_logits(records) for member in self.members]
+            return found[0][0], self.join_logits([logits for _, logits in found])
         preprocessor = self.require_preprocessor()
         parts = preprocessor.encode_columns(records)
         logits = self.logits(preprocessor.join(parts))
         if not (finite := torch.isfinite(logits)).all():
             raise preprocessor.too_large(records, parts, ~finite.flatten(1).all(dim=1))
         return parts, logits
+
+    def join_logits(self, logits: list[Tensor]) -> Tensor:
+        """Return the logits of an ensemble, (N, members, out_features), from those of its members, (N, …)."""
+        values = [member.task.activate(each) for member, each in zip(self.members, logits, strict=True)]
+        return torch.stack([self.task.invert(each) for each in values], dim=1)
 
     @torch.inference_mode()
     def logits(self, inputs) -> Tensor:
@@ -199,14 +222,13 @@ class Pipeline:
             "magic": MAGIC,
             "format": FORMAT,
             "torch": str(torch.__version__),
-            "model_spec": self.model_spec,
-            "task": asdict(self.task),
-            "preprocessor": None if self.preprocessor is None else self.preprocessor.state(),
+            **self._parts(),
             "config": self.config,
             "profile": self.profile,
             "threads": self.threads,
             "self_check": {"records": self.examples, "predictions": self._check_predictions(state_dict)},
             "weights_sha256": weights_sha256(state_dict),
+            "members": [member._parts() for member in self.members],
         }
         json.dumps(checkpoint, allow_nan=False)  # plain containers only: anything else is a bug and stops here
         checkpoint |= {"state_dict": state_dict} | ({} if training is None else {"training": training})
@@ -218,6 +240,19 @@ class Pipeline:
             if unsafe:
                 raise TypeError(f"the checkpoint holds {unsafe}, which weights_only=True would refuse")
 
+    def _parts(self) -> dict:
+        """Return plain containers, from which `_from_parts` builds everything but the weights."""
+        preprocessor = None if self.preprocessor is None else self.preprocessor.state()
+        return {"model_spec": self.model_spec, "task": asdict(self.task), "preprocessor": preprocessor}
+
+    @classmethod
+    def _from_parts(cls, parts: dict, weights: dict[str, Tensor], model: nn.Module | None = None, **kept) -> "Pipeline":
+        """Undo `_parts`. Raises RuntimeError if the weights do not fit the network."""
+        model = rebuild_model(parts["model_spec"], weights) if model is None else model
+        model.load_state_dict(weights)
+        preprocessor = None if parts["preprocessor"] is None else Preprocessor.from_state(parts["preprocessor"])
+        return cls(model, from_plain(Task, parts["task"]), preprocessor, model_spec=parts["model_spec"], **kept)
+
     @torch.inference_mode()
     def _check_predictions(self, state_dict: dict[str, Tensor]) -> list[dict]:
         """Predict the examples with these weights.
@@ -226,6 +261,8 @@ class Pipeline:
         """
         if not self.examples:
             return []
+        if self.members:
+            return self.task.to_json(self.predict_logits(self.examples)[1])
         model = copy.deepcopy(self.model).cpu().eval()
         model.load_state_dict(state_dict)
         logits = model(**self.preprocessor(self.examples))
@@ -241,20 +278,17 @@ class Pipeline:
         Raises UserError if the file is not a complete checkpoint, or if a self-check row is predicted differently.
         """
         state = read_checkpoint(path)
-        if model is None and state.get("model_spec") is None:
+        members, weights = state.get("members") or [], state["state_dict"]
+        if model is None and state.get("model_spec") is None and not members:
             raise UserError(f"{path}: the network is not in MODELS: pass it, Pipeline.load(…, model=…).")
         try:
-            pipeline = cls(
-                rebuild_model(state["model_spec"], state["state_dict"]) if model is None else model,
-                from_plain(Task, state["task"]),
-                None if state["preprocessor"] is None else Preprocessor.from_state(state["preprocessor"]),
-                model_spec=state["model_spec"],
-                config=state.get("config"),
-                examples=state["self_check"]["records"],
-                profile=state.get("profile"),
-                threads=state.get("threads", 0),
-            )
-            pipeline.model.load_state_dict(state["state_dict"])
+            kept = {name: state.get(name) for name in ("config", "profile", "threads")}
+            kept |= {"examples": state["self_check"]["records"]}
+            if members:
+                of_member = [_with_prefix(weights, f"{i}.") for i in range(len(members))]
+                kept["members"] = [cls._from_parts(*each) for each in zip(members, of_member, strict=True)]
+                model = nn.ModuleList([member.model for member in kept["members"]])
+            pipeline = cls._from_parts(state, weights, model, **kept)
         except RuntimeError as error:
             raise UserError(f"{path}: the weights do not fit the network in model.py ({error}).") from None
         except (KeyError, TypeError) as error:
@@ -271,3 +305,8 @@ class Pipeline:
                     f"{path}: self-check row {row} was predicted {before} when the file was saved and {after} now: "
                     "the code or a library has changed what this model computes."
                 )
+
+
+def _with_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the weights whose names start with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}

@@ -238,6 +238,16 @@ class Task:
             values = torch.softmax(values.clamp_min(1e-300).log() / values.new_tensor(self.temperature), dim=-1)
         return values
 
+    def invert(self, values: Tensor) -> Tensor:
+        """Undo `activate`: return float32 logits (N, out_features) of probabilities, or of values in the data's units.
+
+        For a temperature of 1.
+        """
+        if self.kind == "regression":
+            return ((values - values.new_tensor(self.mean)) / values.new_tensor(self.std)).float()
+        logits = values.clamp_min(1e-12).log()
+        return (logits[:, 1:] - logits[:, :1] if self.kind == "binary" else logits).float()
+
     def decide(self, probabilities: Tensor) -> Tensor:
         """Return the index of the predicted class, (N,), for probabilities (N, number of classes)."""
         if self.kind == "binary":

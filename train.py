@@ -54,6 +54,39 @@ def train(
     Raises UserError for anything wrong with data or flags, and KeyboardInterrupt, after saving, when interrupted.
     """
     from dataloader import load_splits
+
+    config = Config(data or DataConfig(), model or ModelConfig(), training or TrainConfig(), run or RunConfig())
+    started = time.monotonic()
+    splits = load_splits(config.data, config.training.seed, table)
+    if table is not None:
+        config = replace(config, data=replace(config.data, data=TABLE))
+    return _train_folds(splits, config) if config.data.folds else _train_once(splits, config, started)
+
+
+def _train_folds(splits, config: Config) -> Run:
+    """Train and evaluate on each fold, in a run folder of its own; return the ensemble of the models."""
+    from evaluation.folds import combine, make_folds, print_folds, same_columns
+    from evaluation.run_folder import open_run_folder
+
+    data, training, runs = config.data, config.training, []
+    training = replace(training, time_budget=training.time_budget / data.folds)
+    folds = make_folds(splits, data.folds, data.group, training.seed)
+    with open_run_folder(config.run, splits.sources[0]) as out:
+        for number, fold in enumerate(folds, start=1):
+            print(f"{'' if number == 1 else chr(10)}fold {number} of {data.folds}", flush=True)
+            folder = out / f"fold-{number}"
+            last = folder / "last.pt"
+            run = replace(config.run, out=str(folder), resume=str(last) if last.exists() else "")
+            if runs:
+                fold = replace(fold, config=same_columns(splits, runs[0].pipeline))
+            runs.append(_train_once(fold, replace(config, training=training, run=run), time.monotonic(), number))
+        result = Run(**combine(runs, folds[0].test, out))
+    print_folds(runs, result)
+    return result
+
+
+def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
+    """Train on one split, or on one fold of several.  started: when the time of --time-budget began."""
     from evaluation.calibration import calibrate
     from evaluation.run_folder import (
         diagnose,
@@ -67,20 +100,17 @@ def train(
     )
     from trainer import Trainer, seed_all
 
-    config = Config(data or DataConfig(), model or ModelConfig(), training or TrainConfig(), run or RunConfig())
-    started, path = time.monotonic(), config.run.resume
+    path = config.run.resume
     state = _training_state(path) if path else None
-    splits = load_splits(config.data, config.training.seed, table)
     with open_run_folder(config.run, splits.sources[0]) as out:
         config = replace(config, run=replace(config.run, out=str(out), resume=""))
-        if table is not None:
-            config = replace(config, data=replace(config.data, data=TABLE))
         splits, pipeline, loaders, findings = assemble(splits, config)
         trainer = Trainer(pipeline, config.training, config.run)
         trainer.started = started
         if state:
             _restore(trainer, state, path)
-        print_data(splits, pipeline, findings)
+        if fold < 2:
+            print_data(splits, pipeline, findings)
         seed_all(config.training.seed, 0)
         write_previews(out, loaders[0], pipeline.preprocessor)
         history = trainer.fit(*loaders[:2])
@@ -98,7 +128,8 @@ def train(
             print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
         else:
             write_run(result, trainer, splits, config, evaluation["baselines"], findings)
-    print_result(result, trainer, evaluation["baselines"], learned)
+    if not fold:
+        print_result(result, trainer, evaluation["baselines"], learned)
     return result
 
 
@@ -187,7 +218,9 @@ def _build_network(preprocessor, encoded: dict, task, config: Config, notes: lis
 def resume_config(path: str) -> Config:
     """Return the flags of the run that wrote `path` (a last.pt), to continue from there in its folder."""
     config = Config.from_dict(_training_state(path)["config"])
-    return replace(config, run=replace(config.run, resume=path, out=str(Path(path).parent)))
+    folder = Path(path).parent
+    out = folder.parent if config.data.folds else folder
+    return replace(config, run=replace(config.run, resume=path, out=str(out)))
 
 
 def _training_state(path: str) -> dict:

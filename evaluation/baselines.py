@@ -91,8 +91,7 @@ def _logits(task, model, inputs) -> Tensor:
         return torch.from_numpy(np.asarray(model.predict(inputs))).float()[:, None]
     p = np.full((inputs.shape[0], len(task.classes)), 1e-6)
     p[:, model.classes_.astype(int)] = model.predict_proba(inputs).clip(1e-6)
-    logits = torch.from_numpy(np.log(p / p.sum(axis=1, keepdims=True)))
-    return (logits[:, 1:] - logits[:, :1] if task.kind == "binary" else logits).float()
+    return task.invert(torch.from_numpy(p / p.sum(axis=1, keepdims=True)))
 
 
 def compare_with_baselines(task, logits: Tensor, targets: Tensor, baselines: dict[str, Tensor]) -> str:

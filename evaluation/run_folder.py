@@ -55,7 +55,7 @@ def open_run_folder(config, source: str) -> Iterator[Path]:
         try:
             yield out
         except BaseException:
-            if created and not (out / "last.pt").exists():  # nothing was learned yet
+            if created and not any(out.rglob("last.pt")):  # nothing was learned yet
                 shutil.rmtree(out, ignore_errors=True)
                 with suppress(OSError):
                     for folder in created[1:]:
@@ -92,8 +92,8 @@ def _check_run_folder(out: Path, resume: str) -> None:
     """Raise UserError for a folder that holds another run, and remove the temporary files of a run that was killed."""
     if not os.access(out, os.W_OK):
         raise UserError(f"--out {out}: not a folder that can be written to.")
-    if not resume and (out / "last.pt").exists():
-        raise UserError(f"--out {out} already holds a run: give another folder, or --resume {out / 'last.pt'}.")
+    if not resume and (last := sorted([*out.glob("last.pt"), *out.glob("fold-*/last.pt")])):
+        raise UserError(f"--out {out} already holds a run: give another folder, or --resume {last[-1]}.")
     if not resume and (out / "best.pt").exists():
         raise UserError(f"--out {out} already holds a best.pt: give another folder.")
     for path in out.iterdir():
@@ -198,7 +198,7 @@ def read_tested(out: Path, trainer, splits, config):
     return (predictions, test, evaluation) if same else None
 
 
-def _write_sample(records, pipeline, out: Path) -> None:
+def write_sample(records, pipeline, out: Path) -> None:
     """Write a few records without the target for predict.py to try.
 
     Files that cells name are copied into sample/. A table with other columns refers to them there.
@@ -224,7 +224,7 @@ def write_run(result, trainer, splits, config, baselines: dict[str, dict], findi
     out, task = result.out, result.pipeline.task
     with atomic_write(out / "test_predictions.csv") as file:
         result.predictions.to_csv(file, index=False)
-    _write_sample(evenly_spaced(splits.test, SAMPLE_ROWS), result.pipeline, out)
+    write_sample(evenly_spaced(splits.test, SAMPLE_ROWS), result.pipeline, out)
     rows = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
     seconds = float(result.history["seconds"].sum())
     metrics = {
@@ -252,6 +252,10 @@ def write_run(result, trainer, splits, config, baselines: dict[str, dict], findi
     }
     if config.run.report:
         write_report(result, splits, config, metrics)
+    write_metrics(metrics, out)
+
+
+def write_metrics(metrics: dict, out: Path) -> None:
     with atomic_write(out / "metrics.json") as file:
         plain = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON has no NaN
         json.dump(plain, file, indent=2, ensure_ascii=False)

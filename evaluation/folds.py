@@ -1,0 +1,173 @@
+"""Cross-validation: splits in which each row is tested once, and the ensemble of the models with its metrics."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from config import FORMATTED
+from errors import UserError
+from evaluation.intervals import with_interval
+from evaluation.run_folder import SAMPLE_ROWS, write_metrics, write_sample
+from pipeline import Pipeline, atomic_write, weights_sha256
+from preprocessing.column import evenly_spaced
+from preprocessing.parsing import canonical_codes
+from task import stratify_labels
+
+UPPER = {"accuracy": 1.0, "roc_auc": 1.0, "f1": 1.0, "r2": 1.0}  # the best value of a metric
+
+
+def make_folds(splits, folds: int, group: str, seed: int) -> list:
+    """Return the Splits of each fold. Of k folds, number i is the test split of the i-th model, the next one its
+    validation split, and all others its training split: no row decides anything about a model that is tested on it.
+
+    Classes keep their shares, and rows with the same value in the column `group` stay in one fold.
+    Raises UserError for too few rows or groups.
+    """
+    table = pd.concat([splits.train, splits.val, splits.test])
+    form = splits.config.column_formats().get(splits.target, "")
+    labels = stratify_labels(table[splits.target], splits.kind, 3, form)
+    groups = canonical_codes(table[group])[0] if group else np.arange(len(table))
+    if len(np.unique(groups)) < folds:
+        what = f"{groups.max() + 1} groups" if group else f"{len(table)} rows"
+        raise UserError(f"--folds {folds}: {what} are too few: give fewer folds.")
+    fold_of = _assign(groups, np.zeros(len(table), int) if labels is None else labels, folds, seed)
+    found = []
+    for i in range(folds):
+        test, val = fold_of == i, fold_of == (i + 1) % folds
+        found.append(replace(splits, train=table[~(test | val)], val=table[val], test=table[test], notes=[]))
+    found[0].notes.extend(splits.notes)
+    return found
+
+
+def _assign(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each row: groups are dealt out in random order, class by class, the largest first."""
+    rows = np.bincount(groups)
+    class_of = np.zeros(len(rows), int)
+    class_of[groups] = labels  # of a group with several classes, one
+    if len(rows) == len(groups):  # each group is a row
+        order = np.lexsort((np.random.default_rng(seed).permutation(len(rows)), class_of))
+        of_group = np.empty(len(rows), int)
+        of_group[order] = np.arange(len(rows)) % folds
+        return of_group[groups]
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fold_of = np.empty(len(groups), int)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for i, (_, test) in enumerate(splitter.split(groups, labels, groups)):
+        fold_of[test] = i
+    return fold_of
+
+
+def same_columns(splits, pipeline: Pipeline):
+    """Return a DataConfig with the kinds of columns and the size of images of a fitted pipeline, for all folds."""
+    preprocessor, formats = pipeline.preprocessor, splits.config.column_formats()
+    kinds = dict.fromkeys(preprocessor.left_out, "drop") | preprocessor.kinds
+    kinds.pop(splits.config.group, None)
+    written = {name: f":{form}" for name, form in formats.items() if kinds.get(name, "") in FORMATTED}
+    columns = [f"{name}={kind}{written.pop(name, '')}" for name, kind in kinds.items()]
+    columns += [f"{name}={form}" for name, form in written.items()]  # of the target
+    size = preprocessor.model_args.get("image_size", 0)
+    return replace(splits.config, columns=tuple(columns), image_size=size)
+
+
+def interval_of_mean(values: list[float], test_share: float) -> list[float]:
+    """Return the 95 % interval [low, high] of the mean of a metric over folds.
+
+    test_share: test rows by training rows. Folds share their training rows, so that their metrics vary less than those
+    of independent runs; the variance is corrected for it (Nadeau and Bengio, "Inference for the Generalization Error",
+    2003).
+    """
+    from scipy.stats import t
+
+    mean, count = float(np.mean(values)), len(values)
+    half = t.ppf(0.975, count - 1) * math.sqrt((1 / count + test_share) * np.var(values, ddof=1))
+    return [mean - half, mean + half]
+
+
+def summarize(runs: list) -> dict:
+    """Return the metrics of an ensemble from the metrics.json of its members: means, and intervals of the means.
+
+    runs: the train.Run of each fold.
+    """
+    folds = [json.loads((run.out / "metrics.json").read_text(encoding="utf-8")) for run in runs]
+    mean = {
+        split: {name: float(np.mean([getattr(run, split)[name] for run in runs])) for name in getattr(runs[0], split)}
+        for split in ("val", "test")
+    }
+    share = float(np.mean([fold["rows"]["test"] / fold["rows"]["train"] for fold in folds]))
+    values = {name: [run.test[name] for run in runs] for name in runs[0].test}
+    found = {name: interval_of_mean(each, share) for name, each in values.items() if np.isfinite(each).all()}
+    intervals = {name: [low, min(high, UPPER.get(name, math.inf))] for name, (low, high) in found.items()}
+    each = ("rows", "best_epoch", "epochs", "val", "test", "seconds")
+    seconds = sum(fold["seconds"] for fold in folds)
+    findings = {finding["finding"]: finding for fold in folds for finding in fold["audit"]}
+    baselines = {
+        name: {metric: float(np.mean([fold["baselines"][name][metric] for fold in folds])) for metric in scores}
+        for name, scores in folds[0]["baselines"].items()
+        if all(value is not None for fold in folds for value in fold["baselines"][name].values())
+    }
+    return folds[0] | mean | {
+        "rows": folds[0]["rows"] | {"test": sum(fold["rows"]["test"] for fold in folds)},
+        "best_epoch": round(np.mean([fold["best_epoch"] for fold in folds])),
+        "epochs": max(fold["epochs"] for fold in folds),
+        "intervals": intervals,
+        "baselines": baselines,
+        "audit": list(findings.values()),
+        "diagnosis": list(dict.fromkeys(sentence for run in runs for sentence in run.diagnosis)),
+        "seconds": seconds,
+        "samples_per_second": sum(fold["samples_per_second"] * fold["seconds"] for fold in folds) / seconds,
+        "folds": [{name: fold[name] for name in each} for fold in folds],
+    }  # fmt: skip
+
+
+def out_of_fold(runs: list) -> pd.DataFrame:
+    """Return the predictions of all rows, in their order, each by the model that had not seen it; and its fold."""
+    parts = [run.predictions.assign(fold=number) for number, run in enumerate(runs, start=1)]
+    predictions = pd.concat(parts, ignore_index=True)
+    is_number = pd.api.types.is_integer_dtype(predictions["row"])
+    return predictions.sort_values("row", kind="stable", ignore_index=True) if is_number else predictions
+
+
+def combine(runs: list, records: pd.DataFrame, out) -> dict:
+    """Write the files of a cross-validation: the ensemble, the predictions of all rows, and metrics.json last.
+
+    runs: the train.Run of each fold.  records: some of the data, for a sample.
+    Returns what a train.Run of the ensemble consists of.
+    """
+    pipeline, predictions, metrics = (
+        Pipeline.ensemble([run.pipeline for run in runs]),
+        out_of_fold(runs),
+        summarize(runs),
+    )
+    metrics["weights_sha256"] = weights_sha256(pipeline.model.state_dict())
+    metrics |= {"temperature": 1.0, "threshold": pipeline.task.threshold}
+    pipeline.save(out / "best.pt")
+    with atomic_write(out / "test_predictions.csv") as file:
+        predictions.to_csv(file, index=False)
+    write_sample(evenly_spaced(records, SAMPLE_ROWS), pipeline, out)
+    write_metrics(metrics, out)
+    histories = [run.history.assign(fold=number) for number, run in enumerate(runs, start=1)]
+    return {
+        "pipeline": pipeline,
+        "history": pd.concat(histories, ignore_index=True),
+        "predictions": predictions,
+        "out": out,
+        **{name: metrics[name] for name in ("val", "test", "intervals", "diagnosis")},
+    }
+
+
+def print_folds(runs: list, result) -> None:
+    """Print the test metrics of each fold, and their means. result: the train.Run of the ensemble."""
+    print()
+    for number, run in enumerate(runs, start=1):
+        print(f"fold {number}  " + "  ".join(f"{name} {value:.4g}" for name, value in run.test.items()))
+    means = (f"{name} {with_interval(value, result.intervals.get(name))}" for name, value in result.test.items())
+    print("mean    " + "  ".join(means) + "  (95 % intervals)")
+    print("", *result.diagnosis[:2], sep="\n")
+    print(f"Each row was tested by a model that had not seen it: {result.out / 'test_predictions.csv'}")
+    print(
+        f"The ensemble of all models: {result.out / 'best.pt'}; its metrics are usually a little better than the mean."
+    )
