@@ -88,8 +88,8 @@ def _train_folds(splits, config: Config) -> Run:
 def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
     """Train on one split, or on one fold of several.  started: when the time of --time-budget began."""
     from evaluation.calibration import calibrate
+    from evaluation.diagnosis import diagnose
     from evaluation.run_folder import (
-        diagnose,
         evaluate_test,
         open_run_folder,
         print_data,
@@ -120,16 +120,15 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         val = pipeline.task.evaluate(logits, targets)
         tested = read_tested(out, trainer, splits, config) if state else None
         predictions, test, evaluation = tested or evaluate_test(trainer, splits, loaders, config)
-        diagnosis = diagnose(val, test, pipeline.task, splits, replace(config, training=trainer.config))
-        learned = not diagnosis
-        diagnosis += [evaluation["comparison"]] if learned and evaluation["comparison"] else []
+        planned = replace(config, training=trainer.config)
+        diagnosis = diagnose(history, val, test, evaluation, pipeline.task, splits, planned)
         result = Run(pipeline, history, val, test, evaluation["intervals"], predictions, out, diagnosis)
         if tested:
             print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
         else:
-            write_run(result, trainer, splits, config, evaluation["baselines"], findings)
+            write_run(result, trainer, splits, config, evaluation, findings)
     if not fold:
-        print_result(result, trainer, evaluation["baselines"], learned)
+        print_result(result, trainer, splits, evaluation["baselines"])
     return result
 
 

@@ -16,6 +16,7 @@ import torch
 
 from errors import UserError, error_prefix
 from evaluation.baselines import compare_with_baselines, evaluate_baselines
+from evaluation.diagnosis import is_useless
 from evaluation.intervals import bootstrap, with_interval
 from evaluation.report import write_report
 from pipeline import atomic_write, weights_sha256
@@ -116,36 +117,6 @@ def write_previews(out: Path, loader, preprocessor) -> None:
                 raise UserError(f"--out {out}: cannot be written to ({error.strerror}).") from None
 
 
-def diagnose(val: dict, test: dict, task, splits, config) -> list[str]:
-    """Return sentences that explain a useless model and what to try; empty if it beats the constant baseline."""
-    if not _is_useless(test, task, splits.test):
-        return []
-    names = ("r2",) if task.kind == "regression" else ("accuracy", "roc_auc")
-    shown = ", ".join(f"{name} {test[name]:.4g}" for name in names)
-    guess = f"the mean of {task.target}" if task.kind == "regression" else "the most frequent class"
-    useless = f"on the test split it is no better than always predicting {guess} ({shown})."
-    found = "learned nothing" if _is_useless(val, task, splits.val) else "does not generalise"
-    hints = [f"a lower --lr (now {config.training.lr:g})"]
-    hints += [] if config.training.clip_norm else ["--clip-norm 1"]
-    hints += [] if config.data.scaling == "quantile" else ["--scaling quantile"]
-    return [
-        f"The model {found}: {useless}",
-        f"Try {', '.join(hints)}, or more --epochs (now {config.training.epochs}).",
-    ]
-
-
-def _is_useless(metrics: dict, task, records) -> bool:
-    """Return whether metrics are no better than always predicting the mean, or the most frequent class.
-
-    Where classes are rare, the accuracy of a good model may equal the share of the frequent class: it is useless only
-    if it cannot rank the records either, and its ROC AUC is what chance gives.
-    """
-    if task.kind == "regression":
-        return metrics["r2"] <= 0  # false for NaN, of a single row
-    majority = np.bincount(task.encode(records[task.target]).long()).max() / len(records)
-    return metrics["accuracy"] <= majority and metrics["roc_auc"] <= 0.5 + min(0.05, 1 / math.sqrt(len(records)))
-
-
 def evaluate_test(trainer, splits, loaders, config):
     """Predict the test split, once; return (a DataFrame of predictions, metrics, {"intervals", "baselines",
     "comparison"})."""
@@ -193,7 +164,7 @@ def read_tested(out: Path, trainer, splits, config):
     evaluation = {
         "intervals": metrics.get("intervals", {}),
         "baselines": metrics.get("baselines", {}),
-        "comparison": next(iter(metrics["diagnosis"]), ""),
+        "comparison": metrics.get("comparison", ""),
     }
     return (predictions, test, evaluation) if same else None
 
@@ -216,10 +187,10 @@ def write_sample(records, pipeline, out: Path) -> None:
             records.to_csv(file, index=False)
 
 
-def write_run(result, trainer, splits, config, baselines: dict[str, dict], findings: list[dict]) -> None:
+def write_run(result, trainer, splits, config, evaluation: dict, findings: list[dict]) -> None:
     """Write what is known after training: test predictions, a sample for predict.py, the report, and metrics.json last.
 
-    result: a train.Run.  baselines: name → metrics.  findings: of evaluation/audit.py.
+    result: a train.Run.  evaluation: what `evaluate_test` returns.  findings: of evaluation/audit.py.
     """
     out, task = result.out, result.pipeline.task
     with atomic_write(out / "test_predictions.csv") as file:
@@ -237,8 +208,9 @@ def write_run(result, trainer, splits, config, baselines: dict[str, dict], findi
         "val": result.val,
         "test": result.test,
         "intervals": result.intervals,
-        "baselines": baselines,
+        "baselines": evaluation["baselines"],
         "audit": findings,
+        "comparison": evaluation["comparison"],
         "diagnosis": result.diagnosis,
         "temperature": task.temperature,
         "threshold": task.threshold,
@@ -278,7 +250,7 @@ def print_data(splits, pipeline, findings: list[dict]) -> None:
     )
 
 
-def print_result(result, trainer, baselines: dict[str, dict], learned: bool) -> None:
+def print_result(result, trainer, splits, baselines: dict[str, dict]) -> None:
     epochs, seconds, patience = len(result.history), float(result.history["seconds"].sum()), trainer.config.patience
     early = f" (stopped early: --patience {patience})" if trainer.out_of_patience() else ""
     if (threshold := trainer.task.threshold) != 0.5:
@@ -290,7 +262,8 @@ def print_result(result, trainer, baselines: dict[str, dict], learned: bool) -> 
     for name, metrics in baselines.items():
         print(f"      {name}: " + "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()))
     sample = next((result.out / name for name in ("sample.csv", "sample") if (result.out / name).exists()), "new.csv")
-    try_it = f"Try it: python predict.py --checkpoint {result.out / 'best.pt'} --input {sample} --output -"
-    print("", *result.diagnosis, *([try_it] if learned else []), sep="\n")
+    print("", *result.diagnosis, sep="\n")
+    if not is_useless(result.test, trainer.task, splits.test):
+        print(f"Try it: python predict.py --checkpoint {result.out / 'best.pt'} --input {sample} --output -")
     if (result.out / "report.html").exists():
         print(f"Report: {result.out / 'report.html'}")

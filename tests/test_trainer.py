@@ -14,10 +14,9 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 import progress
-from config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
-from dataloader import Splits, make_loader
+from config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dataloader import make_loader
 from errors import UserError
-from evaluation.run_folder import diagnose
 from model import MODELS, Dropout, NGramBag, NumberEmbedding, build_model, quantile_bins
 from pipeline import Pipeline
 from preprocessing import Preprocessor
@@ -486,7 +485,8 @@ def test_a_run_that_learned_nothing_says_so(tmp_path, capsys, kind):
     table = table_for(kind)
     noise = table.assign(**{kind: table[kind].sample(frac=1, random_state=1).to_numpy()})
     good = quick_run(tmp_path / "good", table, data=DataConfig(target=kind), epochs=20, lr=0.01)
-    assert good.diagnosis == [] and "Try it: python predict.py" in capsys.readouterr().out
+    assert not any("no better" in sentence for sentence in good.diagnosis)
+    assert "Try it: python predict.py" in capsys.readouterr().out
     unscaled = DataConfig(target=kind, scaling="none")
     bad = quick_run(tmp_path / "bad", noise, data=unscaled, lr=100, epochs=2, clip_norm=0.0)
     shown = capsys.readouterr().out
@@ -497,18 +497,6 @@ def test_a_run_that_learned_nothing_says_so(tmp_path, capsys, kind):
     assert all(sentence in shown for sentence in bad.diagnosis)
     for run in (good, bad):
         assert json.loads((run.out / "metrics.json").read_text())["diagnosis"] == run.diagnosis
-
-
-def test_a_rare_class_that_is_ranked_well_was_learned():
-    """The accuracy is that of the most frequent class, and yet the model is of use."""
-    targets = pd.Series(["no"] * 95 + ["yes"] * 5, name="y")
-    records, task = targets.to_frame(), Task.fit(targets)
-    splits = Splits(records, records, records, "y", "binary", DataConfig(), [], [])
-    for roc_auc, useless in ((0.8, False), (0.5, True), (math.nan, False)):
-        metrics = {"accuracy": 0.95, "roc_auc": roc_auc}
-        assert bool(diagnose(metrics, metrics, task, splits, Config())) is useless
-    only_test = diagnose({"accuracy": 0.97, "roc_auc": 0.9}, {"accuracy": 0.9, "roc_auc": 0.4}, task, splits, Config())
-    assert "does not generalise" in only_test[0]
 
 
 def test_few_epochs_do_not_start_with_a_drop():
