@@ -312,6 +312,8 @@ class RunConfig:
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps …"""
     report: bool = True
     """Write report.html and compare the model with simple baselines; --no-report saves some seconds."""
+    learning_curve: bool = False
+    """Train on parts of the training rows as well, and say whether more rows would help."""
     threads: int = 0
     """CPU threads; 0 = one for small networks, all for large ones."""
 

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow dow
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from config import TABLE, Config, DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -89,6 +90,7 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
     """Train on one split, or on one fold of several.  started: when the time of --time-budget began."""
     from evaluation.calibration import calibrate
     from evaluation.diagnosis import diagnose
+    from evaluation.learning_curve import learning_curve
     from evaluation.run_folder import (
         evaluate_test,
         open_run_folder,
@@ -122,6 +124,11 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         predictions, test, evaluation = tested or evaluate_test(trainer, splits, loaders, config)
         planned = replace(config, training=trainer.config)
         diagnosis = diagnose(history, val, test, evaluation, pipeline.task, splits, planned)
+        if config.run.learning_curve and not fold:
+            whole, fit = (pipeline.task, logits, targets), partial(_fit_part, config=planned, pipeline=pipeline)
+            curve, sentence = learning_curve(splits, config.data.group, config.training.seed, whole, fit)
+            evaluation["learning_curve"] = curve
+            diagnosis.append(sentence)
         result = Run(pipeline, history, val, test, evaluation["intervals"], predictions, out, diagnosis)
         if tested:
             print(f"\n{out} is complete, and stays as it is: the test split was evaluated before.")
@@ -130,6 +137,20 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
     if not fold:
         print_result(result, trainer, splits, evaluation["baselines"])
     return result
+
+
+def _fit_part(splits, config: Config, pipeline):
+    """Train on a part of the training rows, with the columns of a fitted pipeline, without files. Return (task, logits,
+    targets) of the validation split."""
+    from evaluation.folds import same_columns
+    from trainer import Trainer
+
+    run = replace(config.run, out="", report=False)
+    splits = replace(splits, config=same_columns(splits, pipeline))
+    _, pipeline, loaders, _ = assemble(splits, replace(config, run=run))
+    trainer = Trainer(pipeline, config.training, run)
+    trainer.fit(*loaders[:2])
+    return (trainer.task, *trainer.logits(loaders[1]))
 
 
 def assemble(splits, config: Config):

@@ -101,11 +101,11 @@ def compare_with_baselines(task, logits: Tensor, targets: Tensor, baselines: dic
     beyond noise if its 95 % interval (normal, paired) does not hold 0.
     """
     plain = replace(task, temperature=1.0)
-    losses = {name: _losses(plain, each, targets) for name, each in baselines.items() if name != "guess"}
+    losses = {name: record_losses(plain, each, targets) for name, each in baselines.items() if name != "guess"}
     if not losses or len(targets) < 2:
         return ""
     name = min(losses, key=lambda name: float(losses[name].mean()))
-    own = _losses(task, logits, targets)
+    own = record_losses(task, logits, targets)
     difference = own - losses[name]
     mean, half = float(difference.mean()), 1.96 * float(difference.std()) / math.sqrt(len(targets))
     if mean + half < 0:
@@ -117,7 +117,7 @@ def compare_with_baselines(task, logits: Tensor, targets: Tensor, baselines: dic
     return f"The network is not better than the baseline “{name}” beyond noise: {figures}."
 
 
-def _losses(task, logits: Tensor, targets: Tensor) -> Tensor:
+def record_losses(task, logits: Tensor, targets: Tensor) -> Tensor:
     """Return the loss of each record, (N,): the squared error in the units of the data, or −log p of its class."""
     values = task.activate(logits)
     if task.kind == "regression":

@@ -211,6 +211,7 @@ def write_run(result, trainer, splits, config, evaluation: dict, findings: list[
         "baselines": evaluation["baselines"],
         "audit": findings,
         "comparison": evaluation["comparison"],
+        "learning_curve": evaluation.get("learning_curve", []),
         "diagnosis": result.diagnosis,
         "temperature": task.temperature,
         "threshold": task.threshold,
