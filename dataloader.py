@@ -19,8 +19,9 @@ from preprocessing.file_formats import settle_formats
 from preprocessing.parsing import check_flat, has_value, without_words
 from preprocessing.preprocessor import layout_of
 from preprocessing.splitting import split_rows
+from preprocessing.targets import infer_kind, is_missing, numbers_form, stratify_labels, words_that_are_classes
 from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, separator_of, split_folders
-from task import Task, infer_kind, is_missing, numbers_form, stratify_labels, words_that_are_classes
+from task import Task
 
 # ---------------------------------------------------------------- records → splits
 

@@ -1,9 +1,7 @@
 """Everything about y: the kind of problem, the encoding of targets, the loss, the metrics and the predictions."""
 
-import json
 import math
 import warnings
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,68 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
-from preprocessing.number_format import (
-    MANY,
-    NEARLY_ALL,
-    PLAIN,
-    find_numbers,
-    form_of,
-    missing_hint,
-    parse_numbers,
-    to_numbers,
+from preprocessing.number_format import PLAIN, missing_hint, to_numbers
+from preprocessing.parsing import canonical, canonical_codes, holds_text
+from preprocessing.targets import (
+    class_codes,
+    count_classes,
+    infer_kind,
+    is_missing,
+    numbers_form,
+    sorted_classes,
+    with_points,
 )
-from preprocessing.parsing import NULLS, canonical, canonical_codes, holds_text, is_missing_word
 
 REGRESSION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
-FREQUENT = 0.05  # of the rows: a class called "None" or "-" needs as many, rarer ones are missing values
 MAX_LIVE_TARGET = 1e100  # larger targets would overflow when errors are squared and summed
 TOLERANCE = 1e-5  # of a probability, or of a value relative to the spread of the targets
-
-
-def infer_kind(targets: pd.Series, form: str = "") -> str:
-    """Infer binary, multiclass or regression from target values without nulls.
-
-    Words, booleans and codes with leading zeros are classes. Numbers are classes if there are two of them, or few and
-    all whole.  form: how numbers in text are written, see preprocessing/number_format.py; "" detects it.
-    """
-    found = numbers_form(targets)
-    if found and len(np.unique(parse_numbers(targets, form or found)[0])) > MANY:
-        return "regression"
-    distinct = set(_class_codes(targets, form)[1])
-    if len(distinct) == 2:
-        return "binary"
-    numbers = pd.to_numeric(pd.Series(sorted(distinct)), errors="coerce")
-    if numbers.isna().any():
-        return "multiclass"
-    few_and_whole = len(distinct) <= MANY and len(targets) >= 5 * len(distinct) and bool((numbers % 1 == 0).all())
-    return "multiclass" if few_and_whole else "regression"
-
-
-def numbers_form(targets: pd.Series) -> str:
-    """Return how targets that are numbers are written, as an example; "" for classes that are words or codes."""
-    found = find_numbers(targets)
-    if found is None or found.codes or found.share < NEARLY_ALL:
-        return ""
-    return str(found.form) if found.share == 1 or targets.nunique() > MANY else ""
-
-
-def words_that_are_classes(targets: pd.Series) -> set[str]:
-    """Return the words for a missing value, such as "None", "NA", "-" and "?", that are frequent among other words."""
-    if not holds_text(targets):
-        return set()
-    counts = targets[targets.map(lambda cell: isinstance(cell, str)).astype(bool)].str.strip().value_counts()
-    return {word for word in counts.index[counts >= max(3, FREQUENT * len(targets))] if word and word in NULLS}
-
-
-def is_missing(targets: pd.Series, is_number: bool, classes: Collection[str] = ()) -> np.ndarray:
-    """Return a mask of the rows without a target.
-
-    is_number: words such as "k.A." and "#DIV/0!" are missing too.  classes: words that are not.
-    """
-    is_text = targets.map(lambda cell: isinstance(cell, str)).to_numpy(dtype=bool)
-    words = targets.where(is_text, "x").astype("str").str.strip()
-    missing = words.map(is_missing_word) if is_number else words.isin(NULLS - set(classes))
-    return targets.isna().to_numpy() | missing.to_numpy(dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -130,8 +81,8 @@ class Task:
             return cls(kind, name, [], float(numbers.mean()), float(numbers.std()), loss, form=form)
         if loss != "auto":
             raise UserError(f"--loss {loss} is for regression; {kind} classification has cross-entropy.")
-        counts = _count_classes(*_class_codes(targets, form), name, kind)
-        classes = _sorted_classes(counts)
+        counts = count_classes(*class_codes(targets, form), name, kind)
+        classes = sorted_classes(counts)
         keys = [canonical(c, counts) for c in classes]
         balanced = [len(targets) / (len(counts) * counts[key]) for key in keys] if class_weights else []
         loss = "binary_cross_entropy" if kind == "binary" else "cross_entropy"
@@ -162,7 +113,7 @@ class Task:
                 raise UserError(f"row {targets.index[np.isnan(numbers).argmax()]} has no {self.target!r}.")
             return torch.from_numpy(((numbers - self.mean) / self.std).astype(np.float32))
         index = {canonical(c, self._words): i for i, c in enumerate(self.classes)}
-        codes, keys = canonical_codes(_with_points(targets, self.form), self._words)
+        codes, keys = canonical_codes(with_points(targets, self.form), self._words)
         encoded = np.array([index.get(key, -1) for key in keys], dtype=np.int64)[codes]
         if (encoded < 0).any():
             at = int((encoded < 0).argmax())
@@ -376,7 +327,7 @@ class Task:
         if "probabilities" in predictions[0]:
             words = {c for c in predictions[0]["probabilities"] if canonical(c).lower() != c.lower()}
             classes = {canonical(c, words): c for c in predictions[0]["probabilities"]}
-            keys = [canonical(target, words) for target in _with_points(series, self.form)]
+            keys = [canonical(target, words) for target in with_points(series, self.form)]
             for row, key in enumerate(keys, start=1):
                 if key not in classes:
                     raise UserError(f"row {row}: {str(targets[row - 1])!r} is not a class ({', '.join(classes)}).")
@@ -403,74 +354,3 @@ class Task:
             half = 1.96 * math.sqrt(score * mean / count + z2 / (4 * count**2))
             interval = [max(0.0, (center - half) / (1 + z2 / count)), min(1.0, (center + half) / (1 + z2 / count))]
         return {"targets": count, name: score, "interval": interval}
-
-
-def _class_codes(targets: pd.Series, form: str) -> tuple[np.ndarray, list[str]]:
-    """Return what `canonical_codes` does for targets without missing values: every word is a class.
-
-    Codes with leading zeros keep them, unless 01 and 1 both occur.
-    """
-    words = {cell.strip() for cell in targets.unique() if isinstance(cell, str)}
-    kept = words & NULLS
-    if (found := find_numbers(targets)) and found.codes and len({canonical(word) for word in words}) == len(words):
-        kept = {word for word in words if canonical(word) != word}
-    return canonical_codes(_with_points(targets, form or numbers_form(targets) or PLAIN), kept)
-
-
-def _with_points(targets: pd.Series, form: str) -> pd.Series:
-    """Return text targets with their numbers written as 1234.56, so that 1.000,0 and 1000 are one class."""
-    if form == PLAIN or form_of(form).unit or not holds_text(targets):
-        return targets
-    numbers, wrong = parse_numbers(targets, form)
-    return targets.astype(object).mask(~wrong & ~np.isnan(numbers), pd.Series(numbers, targets.index, dtype=object))
-
-
-def _sorted_classes(keys: Iterable[str]) -> list:
-    """Return classes, given in canonical spelling, as plain values in order: True, 1, 0.5 or a word."""
-    keys, classes = list(keys), []
-    for key in keys:
-        try:
-            value = json.loads(key)
-        except ValueError:
-            value = key
-        classes.append(value if isinstance(value, (bool, int, float)) and canonical(value) == key else key)
-    types = {int if isinstance(c, float) else type(c) for c in classes}
-    return sorted(classes if len(types) == 1 else keys)  # mixed types become words: a column has one type
-
-
-def stratify_labels(targets: pd.Series, kind: str, min_rows: int, form: str = "") -> np.ndarray | None:
-    """Return the class of each row as an integer from 0, for splits that keep class shares; None for regression.
-
-    Raises UserError if the classes do not make a `kind` problem with `min_rows` rows each.
-    """
-    if kind == "regression":
-        return None
-    codes, keys = _class_codes(targets, form)
-    _count_classes(codes, keys, str(targets.name), kind, min_rows)
-    return codes
-
-
-def _count_classes(codes: np.ndarray, keys: list[str], name: str, kind: str, min_rows: int = 1) -> dict[str, int]:
-    """Return the rows of each class by its canonical spelling, from the result of `canonical_codes`.
-
-    Raises UserError if they do not make a `kind` problem with `min_rows` rows per class.
-    """
-    counts = dict(zip(keys, np.bincount(codes).tolist(), strict=True))
-    target = f"target {name!r} has {len(counts)} different values"
-    if len(counts) == 1:
-        raise UserError(f"target {name!r} has one class only ({keys[0]!r}): there is nothing to learn.")
-    if kind == "binary" and len(counts) > 2:
-        other = "multiclass" if len(counts) <= MANY else "regression"
-        raise UserError(f"{target} and --task binary needs 2: give --task {other}.")
-    if len(counts) > MANY and len(counts) > 0.5 * len(codes):
-        raise UserError(
-            f"{target} in {len(codes)} rows: it looks like names or text. Choose another target (to predict numbers: "
-            "--task regression)."
-        )
-    label, rows = min(counts.items(), key=lambda item: item[1])
-    if rows < min_rows:
-        raise UserError(
-            f"target {name!r}: class {label!r} has {rows} row{'s' * (rows > 1)} and needs {min_rows}, one per split: "
-            "add rows, merge the class with another, or leave it out (to predict numbers: --task regression)."
-        )
-    return counts

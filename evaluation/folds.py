@@ -14,7 +14,7 @@ from evaluation.run_folder import SAMPLE_ROWS, write_metrics, write_sample
 from pipeline import Pipeline, atomic_write, weights_sha256
 from preprocessing.column import evenly_spaced
 from preprocessing.parsing import canonical_codes
-from task import stratify_labels
+from preprocessing.targets import stratify_labels
 
 UPPER = {"accuracy": 1.0, "roc_auc": 1.0, "f1": 1.0, "r2": 1.0}  # the best value of a metric
 

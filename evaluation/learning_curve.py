@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluation.baselines import record_losses
 from preprocessing.parsing import canonical_codes
-from task import stratify_labels
+from preprocessing.targets import stratify_labels
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; each part holds the one before
 LEAST = 16  # rows of a part

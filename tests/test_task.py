@@ -16,7 +16,8 @@ from config import DataConfig
 from dataloader import load_splits
 from errors import UserError
 from evaluation.calibration import calibrate
-from task import Task, infer_kind, stratify_labels
+from preprocessing.targets import infer_kind, stratify_labels
+from task import Task
 
 LABELS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": None}
 
