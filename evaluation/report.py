@@ -1,8 +1,5 @@
 """Write report.html: one self-contained page that says how good a run is, and what its model gets wrong."""
 
-import html
-import io
-import re
 import shlex
 
 import numpy as np
@@ -10,6 +7,7 @@ import pandas as pd
 import torch
 
 from config import Config
+from evaluation import html
 from pipeline import atomic_write
 from preprocessing.preprocessor import take
 
@@ -17,24 +15,6 @@ WORST = 10  # test records that are shown
 CELL = 120  # characters of a cell that are shown
 MAX_CLASSES = 30  # of a confusion matrix
 IMPORTANCE_ROWS, IMPORTANCE_DRAWS = 500, 5  # test records whose cells are permuted, and how often
-BLUE, ORANGE, GREY = "#3b7dd8", "#d9822b", "#8a8a8a"  # readable on white and on black
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 60rem; }
-h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-.wide { overflow-x: auto; margin: .5rem 0 1rem; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; flex: 1 1 17rem; max-width: 28rem; } figcaption { font-size: .9rem; opacity: .8; }
-svg { width: 100%; height: auto; } svg text { fill: currentColor; font-family: inherit; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; opacity: .8; white-space: nowrap; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem .6rem; text-align: left; vertical-align: top; }
-td { max-width: 24rem; min-width: 3rem; overflow-wrap: break-word; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-.findings li { margin: .3rem 0; } code { background: var(--soft); padding: .1rem .3rem; overflow-wrap: anywhere; }
-@media print { body { max-width: none; font-size: 11pt; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
-}
-"""
 
 
 def write_report(result, splits, config: Config, metrics: dict) -> None:
@@ -46,79 +26,23 @@ def write_report(result, splits, config: Config, metrics: dict) -> None:
     targets = task.encode(splits.test[splits.target])
     sections = [
         ("Result", _scores(metrics)),
-        ("What to know", _list([*(each["finding"] for each in metrics["audit"]), *result.diagnosis, *splits.notes])),
-        ("Training", _plots(_curves(result.history, metrics["best_epoch"]))),
+        (
+            "What to know",
+            html.bullets([*(each["finding"] for each in metrics["audit"]), *result.diagnosis, *splits.notes]),
+        ),
+        ("Training", html.plots(_curves(result.history, metrics["best_epoch"]))),
         ("Predictions of the test split", _judge(task, result.predictions, targets)),
         ("Importance of columns", _importance(result.pipeline, splits)),
         ("Worst predictions of the test split", _worst(result.pipeline, result.predictions, splits, targets)),
-        ("Columns", _table(result.pipeline.preprocessor.summary(), ["column", "kind", "what is done with it"])),
+        ("Columns", html.table(result.pipeline.preprocessor.summary(), ["column", "kind", "what is done with it"])),
         ("How to run this again", _reproduce(splits, config, metrics)),
     ]
-    title = f"{task.target}: {task.kind}"
-    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
+    introduction = (
+        f"{metrics['model']} on {splits.sources[0]}: {metrics['rows']['train']} training, "
+        f"{metrics['rows']['val']} validation and {metrics['rows']['test']} test rows."
+    )
     with atomic_write(result.out / "report.html") as file:
-        file.write(
-            f'<!doctype html><html><head><meta charset="utf-8"><title>{_text(title)}</title>'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{STYLE}</style></head><body><h1>{_text(title)}</h1>"
-            f"<p>{_text(metrics['model'])} on {_text(splits.sources[0])}: {metrics['rows']['train']} training, "
-            f"{metrics['rows']['val']} validation and {metrics['rows']['test']} test rows.</p>{body}</body></html>\n"
-        )
-
-
-# ---------------------------------------------------------------- HTML
-
-
-def _text(value) -> str:
-    return html.escape(str(value))
-
-
-def _number(value) -> str:
-    return "–" if value is None or value != value else f"{value:.4g}"
-
-
-def _list(sentences: list[str]) -> str:
-    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
-    return f'<ul class="findings">{items}</ul>' if items else ""
-
-
-def _table(rows, header: list[str], caption: str = "") -> str:
-    """Return an HTML table. Numbers are rounded and aligned to the right."""
-
-    def cell(value) -> str:
-        if isinstance(value, float):
-            return f'<td class="number">{_number(value)}</td>'
-        return f'<td class="number">{value}</td>' if isinstance(value, int) else f"<td>{_text(value)}</td>"
-
-    head = "".join(f"<th>{_text(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    title = f"<caption>{_text(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _plots(figures: list[tuple[str, str]]) -> str:
-    shown = "".join(f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>" for caption, svg in figures)
-    return f'<div class="plots">{shown}</div>'
-
-
-def _draw(plot, xlabel: str, ylabel: str, **limits) -> str:
-    """Return what `plot(axes)` draws as SVG whose text and axes take the colour of the page."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 11}):
-        figure = Figure(figsize=(4.2, 3.2), layout="constrained")
-        axes = figure.subplots()
-        plot(axes)
-        axes.set(xlabel=xlabel, ylabel=ylabel, **limits)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return svg.replace("#000000", "currentColor")
+        file.write(html.page(f"{task.target}: {task.kind}", introduction, sections))
 
 
 # ---------------------------------------------------------------- sections
@@ -130,36 +54,36 @@ def _scores(metrics: dict) -> str:
     rows = []
     for name in names:
         low, high = intervals.get(name, (None, None))
-        interval = "" if low is None else f"{_number(low)} to {_number(high)}"
+        interval = "" if low is None else f"{html.number(low)} to {html.number(high)}"
         others = [baseline.get(name) for baseline in baselines.values()]
         rows.append(
             [name, float(metrics["test"][name]), interval, *(float(np.nan if x is None else x) for x in others)]
         )
-    return _table(rows, ["test split", "network", "95 % interval", *baselines])
+    return html.table(rows, ["test split", "network", "95 % interval", *baselines])
 
 
 def _curves(history: pd.DataFrame, best_epoch: int) -> list[tuple[str, str]]:
     def losses(axes):
-        axes.plot(history["epoch"], history["train/loss"], color=BLUE, label="training")
-        axes.plot(history["epoch"], history["val/loss"], color=ORANGE, label="validation")
-        axes.axvline(best_epoch, color=GREY, linestyle=":")
+        axes.plot(history["epoch"], history["train/loss"], color=html.BLUE, label="training")
+        axes.plot(history["epoch"], history["val/loss"], color=html.ORANGE, label="validation")
+        axes.axvline(best_epoch, color=html.GREY, linestyle=":")
 
     def rates(axes):
-        axes.plot(history["epoch"], history["lr"], color=BLUE)
+        axes.plot(history["epoch"], history["lr"], color=html.BLUE)
 
-    figures = [(f"Loss; the dotted line is the best epoch, {best_epoch}", _draw(losses, "epoch", "loss"))]
+    figures = [(f"Loss; the dotted line is the best epoch, {best_epoch}", html.draw(losses, "epoch", "loss"))]
     name = next(name for name in history if name.startswith("val/") and name != "val/loss")
 
     def metric(axes):
-        axes.plot(history["epoch"], history[name], color=ORANGE)
+        axes.plot(history["epoch"], history[name], color=html.ORANGE)
 
-    figures.append((f"{name.removeprefix('val/')} on the validation split", _draw(metric, "epoch", name)))
-    return [*figures, ("Learning rate", _draw(rates, "epoch", "lr"))]
+    figures.append((f"{name.removeprefix('val/')} on the validation split", html.draw(metric, "epoch", name)))
+    return [*figures, ("Learning rate", html.draw(rates, "epoch", "lr"))]
 
 
 def _judge(task, predictions: pd.DataFrame, targets: torch.Tensor) -> str:
     if task.kind == "regression":
-        return _plots(_regression_plots(predictions))
+        return html.plots(_regression_plots(predictions))
     labels, names = targets.long().numpy(), list(map(str, task.classes))
     probabilities = predictions[[f"probability_{name}" for name in names]].to_numpy(copy=True)
     predicted = task.decide(torch.from_numpy(probabilities)).numpy()
@@ -174,13 +98,13 @@ def _judge(task, predictions: pd.DataFrame, targets: torch.Tensor) -> str:
     header = ["class", "records", "predicted", "precision", "recall"]
     figures = _binary_plots(task, labels, probabilities[:, 1]) if task.kind == "binary" else []
     figures.append(_reliability(labels, predicted, probabilities))
-    return matrix + _table(per_class, header) + _plots(figures)
+    return matrix + html.table(per_class, header) + html.plots(figures)
 
 
 def _confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> str:
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, (labels, predicted), 1)
-    head = "".join(f'<th class="number">{_text(name)}</th>' for name in names)
+    head = "".join(f'<th class="number">{html.text(name)}</th>' for name in names)
     rows = ""
     for name, row in zip(names, counts, strict=True):
         shades = row / max(1, row.sum())
@@ -188,7 +112,7 @@ def _confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> s
             f'<td class="number" style="background: rgb(59 125 216 / {0.6 * shade:.2f})">{count}</td>'
             for count, shade in zip(row, shades, strict=True)
         )
-        rows += f"<tr><th>{_text(name)}</th>{cells}</tr>"
+        rows += f"<tr><th>{html.text(name)}</th>{cells}</tr>"
     caption = "<caption>Confusion matrix: a row for each class, a column for each prediction</caption>"
     return f'<div class="wide"><table>{caption}<tr><th></th>{head}</tr>{rows}</table></div>'
 
@@ -203,20 +127,23 @@ def _binary_plots(task, labels: np.ndarray, p: np.ndarray) -> list[tuple[str, st
     precision, recall, _ = precision_recall_curve(labels, p)
 
     def roc(axes):
-        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
-        axes.plot(false_rate, true_rate, color=BLUE)
-        axes.plot(above[labels == 0].mean(), above[labels == 1].mean(), "o", color=ORANGE)
+        axes.plot([0, 1], [0, 1], color=html.GREY, linestyle=":")
+        axes.plot(false_rate, true_rate, color=html.BLUE)
+        axes.plot(above[labels == 0].mean(), above[labels == 1].mean(), "o", color=html.ORANGE)
 
     def precision_recall(axes):
-        axes.axhline(labels.mean(), color=GREY, linestyle=":")
-        axes.plot(recall, precision, color=BLUE)
+        axes.axhline(labels.mean(), color=html.GREY, linestyle=":")
+        axes.plot(recall, precision, color=html.BLUE)
         if above.any():
-            axes.plot(above[labels == 1].mean(), labels[above].mean(), "o", color=ORANGE)
+            axes.plot(above[labels == 1].mean(), labels[above].mean(), "o", color=html.ORANGE)
 
     threshold = f"the point is the decision threshold, {task.threshold:.3g}"
     return [
-        (f"ROC curve of {task.classes[1]}; {threshold}", _draw(roc, "false positive rate", "true positive rate")),
-        (f"Precision and recall of {task.classes[1]}", _draw(precision_recall, "recall", "precision", ylim=(0, 1.03))),
+        (f"ROC curve of {task.classes[1]}; {threshold}", html.draw(roc, "false positive rate", "true positive rate")),
+        (
+            f"Precision and recall of {task.classes[1]}",
+            html.draw(precision_recall, "recall", "precision", ylim=(0, 1.03)),
+        ),
     ]
 
 
@@ -232,11 +159,11 @@ def _reliability(labels: np.ndarray, predicted: np.ndarray, probabilities: np.nd
     error = float((abs(points[:, 0] - points[:, 1]) * points[:, 2]).sum() / len(p))
 
     def plot(axes):
-        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
-        axes.plot(points[:, 0], points[:, 1], "o-", color=BLUE)
+        axes.plot([0, 1], [0, 1], color=html.GREY, linestyle=":")
+        axes.plot(points[:, 0], points[:, 1], "o-", color=html.BLUE)
 
     caption = f"Reliability: expected calibration error {error:.3f}"
-    return caption, _draw(plot, "predicted probability", "observed share", xlim=(0, 1), ylim=(0, 1.03))
+    return caption, html.draw(plot, "predicted probability", "observed share", xlim=(0, 1), ylim=(0, 1.03))
 
 
 def _regression_plots(predictions: pd.DataFrame) -> list[tuple[str, str]]:
@@ -245,16 +172,16 @@ def _regression_plots(predictions: pd.DataFrame) -> list[tuple[str, str]]:
 
     def against(axes):
         ends = [min(target.min(), predicted.min()), max(target.max(), predicted.max())]
-        axes.plot(ends, ends, color=GREY, linestyle=":")
-        axes.plot(target, predicted, ".", color=BLUE, alpha=0.5)
+        axes.plot(ends, ends, color=html.GREY, linestyle=":")
+        axes.plot(target, predicted, ".", color=html.BLUE, alpha=0.5)
 
     def residuals(axes):
-        axes.axhline(0, color=GREY, linestyle=":")
-        axes.plot(predicted, target - predicted, ".", color=BLUE, alpha=0.5)
+        axes.axhline(0, color=html.GREY, linestyle=":")
+        axes.plot(predicted, target - predicted, ".", color=html.BLUE, alpha=0.5)
 
     return [
-        ("Predictions against targets; on the line they are equal", _draw(against, "target", "prediction")),
-        ("Residuals: target − prediction", _draw(residuals, "prediction", "residual")),
+        ("Predictions against targets; on the line they are equal", html.draw(against, "target", "prediction")),
+        ("Residuals: target − prediction", html.draw(residuals, "prediction", "residual")),
     ]
 
 
@@ -277,7 +204,7 @@ def _importance(pipeline, splits) -> str:
         rows.append([name, float(np.mean(rises)), f"± {2 * np.std(rises, ddof=1) / IMPORTANCE_DRAWS**0.5:.2g}"])
     rows.sort(key=lambda row: -row[1])
     caption = f"Rise of the loss ({base:.4g}) when the cells of a column are exchanged between records"
-    return _table(rows[:30], ["column", "rise of the loss", "95 % interval"], caption)
+    return html.table(rows[:30], ["column", "rise of the loss", "95 % interval"], caption)
 
 
 def _worst(pipeline, predictions: pd.DataFrame, splits, targets: torch.Tensor) -> str:
@@ -293,7 +220,7 @@ def _worst(pipeline, predictions: pd.DataFrame, splits, targets: torch.Tensor) -
     cells = splits.test[names].iloc[worst].reset_index(drop=True)
     cells = cells.iloc[:, :12].map(lambda cell: str(cell)[:CELL] + ("…" if len(str(cell)) > CELL else ""))
     table = pd.concat([predictions[shown].iloc[worst].reset_index(drop=True), cells], axis=1)
-    return _table(table.astype(object).to_numpy().tolist(), list(table.columns))
+    return html.table(table.astype(object).to_numpy().tolist(), list(table.columns))
 
 
 def _reproduce(splits, config: Config, metrics: dict) -> str:
@@ -302,7 +229,7 @@ def _reproduce(splits, config: Config, metrics: dict) -> str:
         changed = {k: v for k, v in values.items() if v != defaults[group][k] and k not in ("out", "resume")}
         flags += [_flag(name, value) for name, value in changed.items()]
     rows = [[k, metrics[k]] for k in ("epochs", "best_epoch", "device", "threads", "weights_sha256") if k in metrics]
-    return f"<p><code>python train.py {_text(' '.join(flags))}</code></p>" + _table(rows, ["", ""])
+    return f"<p><code>python train.py {html.text(' '.join(flags))}</code></p>" + html.table(rows, ["", ""])
 
 
 def _flag(name: str, value) -> str:
