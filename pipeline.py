@@ -74,9 +74,10 @@ class Pipeline:
     preprocessor: records → named tensors; None for a model that only trains on loaders of tensors.
     model_spec: {"names", "args"} for `build_model`, so that `load` can build the model again.
     config: the flags of the run, kept for people who inspect the checkpoint.
-    examples: some raw training records. A checkpoint keeps their predictions too: its self-check rows, which `load`
-        predicts again.
+    examples: some raw training records, or made-up ones. A checkpoint keeps their predictions too: its self-check
+        rows, which `load` predicts again.
     profile: the distribution of the training data, see evaluation/drift.py.
+    test: the losses of test records, with which later models are compared, see evaluation/held_out.py.
     threads: CPU threads that suit the model; 0 = unknown.
     """
 
@@ -90,11 +91,12 @@ class Pipeline:
         config: dict | None = None,
         examples: list[dict] | None = None,
         profile: dict | None = None,
+        test: dict | None = None,
         threads: int = 0,
     ):
         self.model, self.task, self.preprocessor = model, task, preprocessor
         self.model_spec, self.config, self.examples = model_spec, config or {}, (examples or [])[:SELF_CHECK_ROWS]
-        self.profile, self.threads = profile or {}, threads
+        self.profile, self.test, self.threads = profile or {}, test or {}, threads
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))  # `to` changes it
 
     def __repr__(self) -> str:
@@ -204,6 +206,7 @@ class Pipeline:
             "preprocessor": None if self.preprocessor is None else self.preprocessor.state(),
             "config": self.config,
             "profile": self.profile,
+            "test": self.test,
             "threads": self.threads,
             "self_check": {"records": self.examples, "predictions": self._check_predictions(state_dict)},
             "weights_sha256": weights_sha256(state_dict),
@@ -252,6 +255,7 @@ class Pipeline:
                 config=state.get("config"),
                 examples=state["self_check"]["records"],
                 profile=state.get("profile"),
+                test=state.get("test"),
                 threads=state.get("threads", 0),
             )
             pipeline.model.load_state_dict(state["state_dict"])

@@ -55,6 +55,7 @@ def train(
     """
     from dataloader import load_splits
     from evaluation.calibration import calibrate
+    from evaluation.held_out import summarize_test
     from evaluation.run_folder import (
         diagnose,
         evaluate_test,
@@ -90,6 +91,8 @@ def train(
         val = pipeline.task.evaluate(logits, targets)
         tested = read_tested(out, trainer, splits, config) if state else None
         predictions, test, evaluation = tested or evaluate_test(trainer, splits, loaders, config)
+        pipeline.test = summarize_test(pipeline, predictions, test, splits.test)
+        pipeline.save(out / "best.pt")
         diagnosis = diagnose(val, test, pipeline.task, splits, replace(config, training=trainer.config))
         learned = not diagnosis
         diagnosis += [evaluation["comparison"]] if learned and evaluation["comparison"] else []
@@ -127,15 +130,12 @@ def assemble(splits, config: Config):
     model, model_spec = _build_network(preprocessor, encoded[0], task, config, splits.notes)
     rows = evenly_spaced(torch.arange(len(splits.train)), PROFILE_ROWS)
     sample = {name: take(part, rows) for name, part in encoded[0].items()}
-    profile = Profile.fit(preprocessor.profile_values(splits.train.iloc[rows.numpy()], sample))
+    profile = Profile.fit(preprocessor.profile_values(splits.train.iloc[rows.numpy()], sample)).columns
+    examples = preprocessor.examples(splits.train, SELF_CHECK_ROWS)
+    if not config.run.examples:
+        examples = preprocessor.made_up(profile, SELF_CHECK_ROWS)
     pipeline = Pipeline(
-        model,
-        task,
-        preprocessor,
-        model_spec=model_spec,
-        config=config.to_dict(),
-        examples=preprocessor.examples(splits.train, SELF_CHECK_ROWS),
-        profile=profile.columns,
+        model, task, preprocessor, model_spec=model_spec, config=config.to_dict(), examples=examples, profile=profile
     )
     findings = audit(splits, task, preprocessor, encoded) if config.run.report else []
     loaders = make_loaders(splits, preprocessor, encoded, task, config.data.batch_size)
