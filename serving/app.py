@@ -110,6 +110,8 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
             raise HTTPException(404, "no predictions are logged under this id.")
         if len(targets) != len(predictions):
             raise UserError(f"targets: expected {len(predictions)}, one per record of the request, got {len(targets)}.")
+        if all(target is None for target in targets):
+            raise UserError("targets: give at least one that is not null.")
         task = service.model.pipeline.task
         try:  # the prediction stands in for a target that is not known, so that errors name the right row
             given = [p["prediction"] if t is None else t for p, t in zip(predictions, targets, strict=True)]

@@ -135,8 +135,8 @@ class Service:
     def _use(self, model: Model) -> None:
         if self.log:
             self.log.add_model(model.sha256, model.pipeline.preprocessor.kinds, model.pipeline.test)
-        for gauge in (self.metrics.psi, self.metrics.drifted):
-            gauge.clear()  # of columns that the new model may lack
+        for gauge in (self.metrics.psi, self.metrics.drifted, self.metrics.live):
+            gauge.clear()  # the new model may lack a column, and has no feedback yet
         self.model = model
 
     async def run(self) -> None:
