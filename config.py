@@ -101,6 +101,8 @@ class DataConfig:
     """A file of validation rows, instead of a share of --data."""
     test_data: str = ""
     """A file of test rows, instead of a share of --data."""
+    add: tuple[str, ...] = ()
+    """More files of training rows, such as logs of serve.py with feedback. --data is split as without them."""
     group: str = ""
     """Rows with the same value in this column stay in the same split."""
     time: str = ""
@@ -175,7 +177,8 @@ class DataConfig:
 
     def check_files(self) -> None:
         """Raise UserError for a file that a flag names and that does not exist."""
-        for flag, path in (("--data", self.data), ("--val-data", self.val_data), ("--test-data", self.test_data)):
+        files = (("--data", self.data), ("--val-data", self.val_data), ("--test-data", self.test_data))
+        for flag, path in (*files, *(("--add", path) for path in self.add)):
             if path == TABLE:
                 raise UserError(
                     "that run used a DataFrame: resume it in Python with train(…, table=the same DataFrame)."
@@ -314,6 +317,8 @@ class RunConfig:
     """Write report.html and compare the model with simple baselines; --no-report saves some seconds."""
     learning_curve: bool = False
     """Train on parts of the training rows as well, and say whether more rows would help."""
+    examples: bool = True
+    """Keep a few training rows in the checkpoint for its self-check; --no-examples makes such rows up instead."""
     threads: int = 0
     """CPU threads; 0 = one for small networks, all for large ones."""
 

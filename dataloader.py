@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from config import BUNDLED, DataConfig
 from errors import BrokenRecords, UserError, did_you_mean, error_prefix
 from preprocessing import KINDS, Preprocessor, gather
+from preprocessing.additions import fix_kinds, is_held_out, match_columns
 from preprocessing.column import Cells, Encoded
 from preprocessing.file_formats import settle_formats
 from preprocessing.parsing import check_flat, has_value, without_words
@@ -76,7 +78,7 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
         table.isetitem(i, table[name].array.take(order))
     table.index = table.index[order]
     ends = len(train_rows), len(train_rows) + len(val_rows)
-    return Splits(
+    splits = Splits(
         train=table.iloc[: ends[0]],
         val=table.iloc[ends[0] : ends[1]] if val is None else val,
         test=table.iloc[ends[1] :] if test is None else test,
@@ -86,6 +88,27 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
         sources=sources,
         notes=notes,
     )
+    return _with_added(splits, is_number, classes) if config.add else splits
+
+
+def _with_added(splits: Splits, is_number: bool, classes: set[str]) -> Splits:
+    """Append the records of --add to the training split, apart from those that another split holds as well."""
+    train, target, notes, parts = splits.train, splits.target, splits.notes, [splits.train]
+    form, held_out = splits.config.column_formats().get(target, ""), pd.concat([splits.val, splits.test])
+    task = Task.fit(train[target], splits.kind, form=form)
+    config = fix_kinds(train, target, splits.config, notes)
+    for path in config.add:
+        added, _ = _read(path, config, config.column_kinds(), notes)
+        with error_prefix(path):
+            added = without_words(match_columns(added, train, target, config), config.missing)
+            added = _usable(added, target, is_missing(added[target], is_number, classes), config, notes, path)
+            task.encode(added[target])  # raises UserError for a class that the table does not have
+            find = partial(is_held_out, held_out=held_out, train=train, config=config)
+            known, added = _without_broken(find, added, config.skip_broken, notes)
+        why = f"; {known.sum()} left out, because they stand in the validation or test split" if known.any() else ""
+        notes.append(f"{path}: {(~known).sum()} rows added to the training split{why}")
+        parts.append(added[~known].set_axis([f"{row} of {path}" for row in added.index[~known]]))
+    return replace(splits, train=pd.concat(parts), config=config)
 
 
 def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):

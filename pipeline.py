@@ -74,9 +74,10 @@ class Pipeline:
     preprocessor: records → named tensors; None for a model that only trains on loaders of tensors.
     model_spec: {"names", "args"} for `build_model`, so that `load` can build the model again.
     config: the flags of the run, kept for people who inspect the checkpoint.
-    examples: some raw training records. A checkpoint keeps their predictions too: its self-check rows, which `load`
-        predicts again.
+    examples: some raw training records, or made-up ones. A checkpoint keeps their predictions too: its self-check
+        rows, which `load` predicts again.
     profile: the distribution of the training data, see evaluation/drift.py.
+    test: the losses of test records, with which later models are compared, see evaluation/held_out.py.
     threads: CPU threads that suit the model; 0 = unknown.
     members: pipelines of which this one is the ensemble: their predictions are averaged. `model` holds all their
         networks, `preprocessor` is the first one's.
@@ -92,12 +93,14 @@ class Pipeline:
         config: dict | None = None,
         examples: list[dict] | None = None,
         profile: dict | None = None,
+        test: dict | None = None,
         threads: int = 0,
         members: list["Pipeline"] | None = None,
     ):
         self.model, self.task, self.preprocessor = model, task, preprocessor
         self.model_spec, self.config, self.examples = model_spec, config or {}, (examples or [])[:SELF_CHECK_ROWS]
-        self.profile, self.threads, self.members = profile or {}, threads or 0, members or []
+        self.profile, self.test = profile or {}, test or {}
+        self.threads, self.members = threads or 0, members or []
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))  # `to` changes it
 
     def __repr__(self) -> str:
@@ -225,6 +228,7 @@ class Pipeline:
             **self._parts(),
             "config": self.config,
             "profile": self.profile,
+            "test": self.test,
             "threads": self.threads,
             "self_check": {"records": self.examples, "predictions": self._check_predictions(state_dict)},
             "weights_sha256": weights_sha256(state_dict),
@@ -282,7 +286,7 @@ class Pipeline:
         if model is None and state.get("model_spec") is None and not members:
             raise UserError(f"{path}: the network is not in MODELS: pass it, Pipeline.load(…, model=…).")
         try:
-            kept = {name: state.get(name) for name in ("config", "profile", "threads")}
+            kept = {name: state.get(name) for name in ("config", "profile", "test", "threads")}
             kept |= {"examples": state["self_check"]["records"]}
             if members:
                 of_member = [_with_prefix(weights, f"{i}.") for i in range(len(members))]

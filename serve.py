@@ -34,6 +34,8 @@ class Options:
     """Key that clients must send; better set as environment variable API_KEY, which other users can't see."""
     log: str = ""
     """SQLite file for requests, predictions, and the true targets sent to /feedback."""
+    force: bool = False
+    """Serve the checkpoint even if it is worse than the model that the log used last."""
 
     def __post_init__(self):
         if not 0 <= self.port < 65_536:
@@ -56,7 +58,9 @@ def serve(options: Options) -> None:
     from serving.protocol import Protocol, Server
 
     key = read_key(options.api_key or os.environ.get("API_KEY", ""))
-    service = Service(options.checkpoint, options.log)
+    service = Service(options.checkpoint, options.log, force=options.force)
+    if service.comparison:
+        print(service.comparison, file=sys.stderr)
     torch.set_num_threads(service.model.pipeline.threads or torch.get_num_threads())  # 1 for small networks
     try:
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET

@@ -90,6 +90,7 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
     """Train on one split, or on one fold of several.  started: when the time of --time-budget began."""
     from evaluation.calibration import calibrate
     from evaluation.diagnosis import diagnose
+    from evaluation.held_out import summarize_test
     from evaluation.learning_curve import learning_curve
     from evaluation.run_folder import (
         evaluate_test,
@@ -122,6 +123,8 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         val = pipeline.task.evaluate(logits, targets)
         tested = read_tested(out, trainer, splits, config) if state else None
         predictions, test, evaluation = tested or evaluate_test(trainer, splits, loaders, config)
+        pipeline.test = summarize_test(pipeline, predictions, test, splits.test)
+        pipeline.save(out / "best.pt")
         planned = replace(config, training=trainer.config)
         diagnosis = diagnose(history, val, test, evaluation, pipeline.task, splits, planned)
         if config.run.learning_curve and not fold:
@@ -178,15 +181,12 @@ def assemble(splits, config: Config):
     model, model_spec = _build_network(preprocessor, encoded[0], task, config, splits.notes)
     rows = evenly_spaced(torch.arange(len(splits.train)), PROFILE_ROWS)
     sample = {name: take(part, rows) for name, part in encoded[0].items()}
-    profile = Profile.fit(preprocessor.profile_values(splits.train.iloc[rows.numpy()], sample))
+    profile = Profile.fit(preprocessor.profile_values(splits.train.iloc[rows.numpy()], sample)).columns
+    examples = preprocessor.examples(splits.train, SELF_CHECK_ROWS)
+    if not config.run.examples:
+        examples = preprocessor.made_up(profile, SELF_CHECK_ROWS)
     pipeline = Pipeline(
-        model,
-        task,
-        preprocessor,
-        model_spec=model_spec,
-        config=config.to_dict(),
-        examples=preprocessor.examples(splits.train, SELF_CHECK_ROWS),
-        profile=profile.columns,
+        model, task, preprocessor, model_spec=model_spec, config=config.to_dict(), examples=examples, profile=profile
     )
     findings = audit(splits, task, preprocessor, encoded) if config.run.report else []
     loaders = make_loaders(splits, preprocessor, encoded, task, config.data.batch_size)

@@ -50,8 +50,8 @@ class BooleanColumn(Column):
         words = [True, False, "yes", "no", 1, 0]
         return {"type": ["boolean", "string", "number", "null"], "examples": words, "x-kind": self.kind}
 
-    def made_up(self, profile: dict) -> bool:
-        return bool(self.fill)
+    def made_up(self, profile: dict, position: float | None = None) -> bool:
+        return bool(self.fill) if position is None else position > 0.5
 
     def parse(self, values: pd.Series) -> np.ndarray:
         """float64 (N,): 0, 1, or NaN for a missing cell."""

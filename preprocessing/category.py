@@ -71,9 +71,11 @@ class CategoryColumn(Column):
     def why_unknown(self, cell) -> str:
         return super().why_unknown(cell) if canonical(cell) else "the cell is empty, as (almost) none was in training"
 
-    def made_up(self, profile: dict) -> str | None:
-        """Return the most frequent value."""
+    def made_up(self, profile: dict, position: float | None = None) -> str | None:
+        """Return the most frequent value, or a known one by its place in the alphabet."""
         known = [value for value in self.values if value]
+        if known and position is not None:
+            return known[round(position * (len(known) - 1))]
         count_of = dict(zip(profile.get("values", []), profile.get("counts", []), strict=False))
         return max(known, key=lambda value: count_of.get(value, 0), default=None)
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from datetime import date
 from functools import cached_property
 from typing import ClassVar, Self
@@ -147,6 +148,11 @@ class Column:
         """Return the constructor arguments that all columns of one input give a network."""
         raise NotImplementedError
 
+    @classmethod
+    def comparable(cls, train: pd.Series, config: DataConfig) -> Callable[[pd.Series], np.ndarray]:
+        """Return a function from cells to values (N,) that are equal if the cells are, however they are written."""
+        return cls.fit(train, config).parse
+
     def summary(self) -> str:
         """Say in a few words what becomes of the cells."""
         raise NotImplementedError
@@ -170,8 +176,11 @@ class Column:
         """Say what is unknown about a cell that `unknown` marks."""
         return f"{shorten(cell)} was not seen in training (or too rarely)"
 
-    def made_up(self, profile: dict):
-        """Return a cell that is plausible, but of no training record. profile: as in `json_schema`."""
+    def made_up(self, profile: dict, position: float | None = None):
+        """Return a cell that is plausible, but of no training record.
+
+        profile: as in `json_schema`.  position: 0 … 1, where in the range of the training cells; None = a usual cell.
+        """
         raise NotImplementedError
 
     def examples(self, values: pd.Series) -> list:

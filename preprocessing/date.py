@@ -99,9 +99,11 @@ class DateColumn(Column):
             schema["format"] = "date"
         return schema | {"x-kind": self.kind}
 
-    def made_up(self, profile: dict) -> str:
-        """Return the mean of the training dates, in ISO format."""
-        moment = datetime(1970, 1, 1) + timedelta(days=round(self.mean))
+    def made_up(self, profile: dict, position: float | None = None) -> str:
+        """Return a date of the training range in ISO format, by default the mean of the training dates."""
+        low, high = (float(profile.get(name, self.mean)) for name in ("low", "high"))
+        days = self.mean if position is None else low + position * (high - low)
+        moment = datetime(1970, 1, 1) + timedelta(days=round(days))
         return moment.isoformat(timespec="minutes") if self.clock else moment.date().isoformat()
 
     def parse(self, values: pd.Series) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Columns of images: file names, bytes or data URLs → pixels → the normalised input of a network."""
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +88,15 @@ class ImageColumn(Column):
         return cls(str(values.name), size, channels, mean, std, config.augment, flip, reason), pixels
 
     @classmethod
+    def comparable(cls, train: pd.Series, config: DataConfig) -> Callable[[pd.Series], np.ndarray]:
+        """Compare the bytes of the files."""
+
+        def read(cell) -> str:
+            return "" if is_missing(cell) else hashlib.sha256(image_bytes(cell)).hexdigest()
+
+        return lambda cells: np.array([read(cell) for cell in cells], dtype=object)
+
+    @classmethod
     def model_args(cls, columns: list["ImageColumn"]) -> dict:
         if len(columns) > 1:
             names = ", ".join(repr(column.name) for column in columns)
@@ -140,10 +151,11 @@ class ImageColumn(Column):
             "x-kind": self.kind,
         }
 
-    def made_up(self, profile: dict) -> str:
-        """Return a small picture that becomes brighter from corner to corner."""
-        steps = np.arange(32, dtype=np.uint8) * 4
-        return to_data_url(np.repeat((steps[:, None] + steps)[None], self.channels, axis=0))
+    def made_up(self, profile: dict, position: float | None = None) -> str:
+        """Return a small picture that becomes brighter from corner to corner, and darker again from `position` on."""
+        steps = np.arange(32) * 4
+        brightness = abs((steps[:, None] + steps) - (0 if position is None else round(248 * position)))
+        return to_data_url(np.repeat(brightness[None].astype(np.uint8), self.channels, axis=0))
 
     def profile_values(self, values: pd.Series, encoded: Tensor) -> dict[str, np.ndarray]:
         """Return the brightness of each image, 0 … 1."""

@@ -146,11 +146,11 @@ class NumberColumn(Column):
             schema["description"] = f"written {self.form}; {schema.get('description', '')}".removesuffix("; ")
         return schema
 
-    def made_up(self, profile: dict) -> float | str:
-        """Return the middle of the training range, rounded to a tenth of it or less."""
+    def made_up(self, profile: dict, position: float | None = None) -> float | str:
+        """Return a number in the training range, by default its middle, rounded to a tenth of the range or less."""
         low, high = (float(profile.get(name, self.fill)) for name in ("low", "high"))
-        digits = 1 - math.floor(math.log10(high / 2 - low / 2 or 1.0))
-        number = round(low / 2 + high / 2, digits) if abs(digits) < 300 else 0.0
+        digits, position = 1 - math.floor(math.log10(high / 2 - low / 2 or 1.0)), 0.5 if position is None else position
+        number = round(low * (1 - position) + high * position, digits) if abs(digits) < 300 else 0.0
         return self._plain(number)
 
     def examples(self, values: pd.Series) -> list:

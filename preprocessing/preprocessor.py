@@ -264,6 +264,20 @@ class Preprocessor:
         cells = {column.name: column.examples(chosen[column.name]) for column in self.columns}
         return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
 
+    def made_up(self, profile: dict, count: int) -> list[dict]:
+        """Return records of which no cell is copied from a training record, for a self-check that keeps none.
+
+        profile: the distribution of the training data. The cells of each column are spread over its range, in an order
+        that differs from column to column.
+        """
+        count = min(count, *(column.max_examples for column in self.columns))
+
+        def cell(row: int, i: int, column: Column):
+            position = (row * (2 * i + 1) % count + 0.5) / count
+            return column.made_up(profile.get(column.name, {}), position)
+
+        return [{column.name: cell(row, i, column) for i, column in enumerate(self.columns)} for row in range(count)]
+
     def profile_values(self, records, parts: dict[str, Encoded]) -> dict[str, np.ndarray]:
         """Return what drift is measured on. parts: what `encode_columns` made of these records."""
         frame, values = self.as_frame(records), {}

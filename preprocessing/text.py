@@ -31,6 +31,17 @@ MAX_LENGTHS = {"ngrams": 32_768, "words": 512, "subwords": 512, "characters": 51
 CHUNK, CHUNK_CHARACTERS = 4096, 2**20  # texts and characters hashed at a time: about 180 bytes of memory a character
 MAX_CELL = 100_000  # characters of a text in a request
 SAMPLE = 10_000  # cells that tell names from ids
+MADE_UP = (  # sentences with many letters, which no training text has to lend its words to
+    "some text",
+    "The quick brown fox jumps over the lazy dog 0123456789.",
+    "Victor jagt zwölf Boxkämpfer quer über den großen Sylter Deich!",
+    "Portez ce vieux whisky au juge blond qui fume",
+    "El pingüino Wenceslao hizo kilómetros bajo exhaustiva lluvia y frío",
+    "다람쥐 헌 쳇바퀴에 타고파, 키스의 고유조건은 입술끼리 만나야 하고",
+    "いろはにほへと ちりぬるを わかよたれそ つねならむ",
+    "天地玄黃 宇宙洪荒 日月盈昃 辰宿列張",
+    "Съешь же ещё этих мягких французских булок, да выпей чаю",
+)
 MANY_NAMES = 50  # a column of more different names made of words is a text, even if they recur
 
 # Processes that clean texts are forked after tokenizers used its threads; without this it would print a warning
@@ -111,6 +122,11 @@ class TextColumn(Column):
             "max_length": sum(column.max_length for column in columns),
             "padding": columns[0].padding,
         }
+
+    @classmethod
+    def comparable(cls, train: pd.Series, config: DataConfig) -> Callable[[pd.Series], np.ndarray]:
+        """Compare texts as they are, apart from spaces around them."""
+        return lambda cells: np.array([text.strip() for text in read_texts(cells)], dtype=object)
 
     @property
     def known(self) -> int:
@@ -198,8 +214,8 @@ class TextColumn(Column):
         text = read_texts(pd.Series([cell], dtype=object))[0].strip()
         return f"{shorten(text)} has no known words" if text else "the text is empty"
 
-    def made_up(self, profile: dict) -> str:
-        return "some text"
+    def made_up(self, profile: dict, position: float | None = None) -> str:
+        return MADE_UP[0 if position is None else round(position * (len(MADE_UP) - 1))]
 
     def examples(self, values: pd.Series) -> list[str]:
         return [text[: self.max_raw_chars] for text in read_texts(values)]

@@ -102,7 +102,7 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
             raise HTTPException(409, "requests are not logged: start the service with --log requests.db.")
         sent = schema.Feedback.read(schema.parse_json(await request.body()))
         await asyncio.to_thread(keep, sent.id, sent.targets)
-        return JSONResponse({"kept": len(sent.targets)})
+        return JSONResponse({"kept": sum(target is not None for target in sent.targets)})
 
     def keep(request_id: str, targets: list) -> None:
         predictions = service.log.predictions(request_id)
@@ -110,9 +110,13 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
             raise HTTPException(404, "no predictions are logged under this id.")
         if len(targets) != len(predictions):
             raise UserError(f"targets: expected {len(predictions)}, one per record of the request, got {len(targets)}.")
+        if all(target is None for target in targets):
+            raise UserError("targets: give at least one that is not null.")
         task = service.model.pipeline.task
-        try:
-            errors = task.errors(predictions, targets)
+        try:  # the prediction stands in for a target that is not known, so that errors name the right row
+            given = [p["prediction"] if t is None else t for p, t in zip(predictions, targets, strict=True)]
+            errors = task.errors(predictions, given)
+            errors = [None if t is None else error for t, error in zip(targets, errors, strict=True)]
         except (LookupError, TypeError, AttributeError):
             raise sqlite3.DatabaseError("the predictions under this id are damaged") from None
         service.log.add_targets(request_id, task.target, targets, errors)
@@ -120,12 +124,16 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
 
 def _add_reload(app: FastAPI, service: Service) -> None:
     refused = schema.ERRORS | {409: schema.error("the old model is kept")}
+    body = {"content": {"application/json": {"schema": schema.Reload.model_json_schema()}}}
 
-    @app.post("/reload", response_model=schema.Reloaded, responses=refused)
-    async def reload():
-        """Load the checkpoint file again. The old model is kept unless its self-check rows are reproduced."""
+    @app.post("/reload", response_model=schema.Reloaded, responses=refused, openapi_extra={"requestBody": body})
+    async def reload(request: Request):
+        """Load the checkpoint file again. The old model is kept if the self-check rows of the new one are not
+        reproduced, or if it is worse."""
+        sent = schema.Reload.read(await request.body())
         try:
-            return JSONResponse({"model": await service.reload()})
+            model, comparison = await service.reload(force=sent.force)
+            return JSONResponse({"model": model, "comparison": comparison})
         except UserError as error:
             raise HTTPException(409, replace_surrogates(f"the old model is kept: {error}")) from None
 
@@ -134,8 +142,11 @@ def _add_reports(app: FastAPI, service: Service) -> None:
     started = time.time()
 
     @app.get("/health")
-    async def health():
-        """Return the status, the model, and its score on the targets that were sent to /feedback."""
+    async def health(request: Request):
+        """Return the status, the model, and its score on the targets that were sent to /feedback; without the API key,
+        if there is one, the status alone."""
+        if not request.scope["authorized"]:
+            return {"status": "ready"}
         task = service.model.pipeline.task
         state = {
             "status": "ready",
@@ -177,6 +188,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
         """Return the metrics in the Prometheus text format."""
         service.metrics.waiting.set(service.waiting)
         await asyncio.to_thread(service.drift)
+        service.score_live()
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", response_class=HTMLResponse)
@@ -188,6 +200,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
 async def _reload_on_signal(service: Service) -> None:
     """Reload on SIGHUP and report the result on standard error."""
     try:
-        print(f"reloaded {service.checkpoint}: {await service.reload()}", file=sys.stderr)
+        model, comparison = await service.reload()
+        print(f"reloaded {service.checkpoint}: {model}; {comparison}".removesuffix("; "), file=sys.stderr)
     except UserError as error:
         print(f"not reloaded, the old model is kept: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from evaluation.drift import Profile
 from pipeline import Pipeline
 from preprocessing.pixels import Pixels
 from serving.log import Log
+from serving.replacement import Present, check_replacement
 from serving.schema import RecordSchema
 
 BATCH_WINDOW = 0.002  # seconds during which requests are collected
@@ -90,6 +91,10 @@ class Metrics:
         self.predictions = Counter("predictions", "Predicted records by class", ["prediction"], **options)
         self.unknown = Counter("unknown_values", "Values that are unknown to the model", ["column"], **options)
         self.psi = Gauge("drift_psi", "Population stability index of a column against training", ["column"], **options)
+        self.drifted = Gauge("drift_detected", "1 if a column has drifted, otherwise 0", ["column"], **options)
+        self.drift_rows = Gauge("drift_records", "Newest records that drift is computed on", **options)
+        self.targets = Gauge("live_targets", "Newest predictions with feedback, of which the score is", **options)
+        self.live = Gauge("live_score", "Accuracy or mean absolute error on them", ["metric"], **options)
 
 
 class Service:
@@ -98,23 +103,40 @@ class Service:
     Preprocessing and the network run on one thread of their own, so that the event loop stays free for other requests.
     """
 
-    def __init__(self, checkpoint: str, log: str = ""):
+    def __init__(self, checkpoint: str, log: str = "", *, force: bool = False):
+        """force: use the checkpoint even if it is worse than the model that the log used last."""
         self.checkpoint, self.metrics = checkpoint, Metrics()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.log = Log(log) if log else None
         self.queue: deque[Request] = deque()
         self.waiting = 0  # records in the queue or in a forward pass
         self.one_file = asyncio.Lock()  # uploaded tables are predicted one after the other, to bound the memory
-        self._use(self._load())
+        model, last = self._load(), self.log.last_model() if self.log else None
+        self.comparison = self._compare(Present(*last), model, force) if last else ""  # with the model before, in words
+        self._use(model)
 
     def _load(self) -> Model:
         pipeline = Pipeline.load(self.checkpoint)
         pipeline.require_preprocessor()
         return Model(pipeline, sha256_of(self.checkpoint))
 
+    def _compare(self, present: Present, model: Model, force: bool) -> str:
+        """Say how a model compares with the present one. Raises UserError if it is worse, unless `force` is given."""
+        if model.sha256 == present.sha256:
+            return ""
+        try:
+            return check_replacement(present, model.pipeline, self.log)
+        except UserError as error:
+            if force:
+                return f"warning: {error}"
+            how = 'serve.py --force, or POST /reload with {"force": true}, uses it anyway'
+            raise UserError(f"{self.checkpoint}: {error} ({how}).") from None
+
     def _use(self, model: Model) -> None:
         if self.log:
-            self.log.add_model(model.sha256, model.pipeline.preprocessor.kinds)
+            self.log.add_model(model.sha256, model.pipeline.preprocessor.kinds, model.pipeline.test)
+        for gauge in (self.metrics.psi, self.metrics.drifted, self.metrics.live):
+            gauge.clear()  # the new model may lack a column, and has no feedback yet
         self.model = model
 
     async def run(self) -> None:
@@ -211,7 +233,19 @@ class Service:
         columns = model.profile.compare(total)
         for name, state in columns.items():
             self.metrics.psi.labels(name).set(state["psi"])
-        return {"rows": sum(rows for rows, _ in recent), "window": DRIFT_WINDOW, "columns": columns}
+            self.metrics.drifted.labels(name).set(state["drifted"])
+        rows = sum(rows for rows, _ in recent)
+        self.metrics.drift_rows.set(rows)
+        return {"rows": rows, "window": DRIFT_WINDOW, "columns": columns}
+
+    def score_live(self) -> None:
+        """Set the Prometheus gauges of the score on the newest feedback."""
+        if self.log:
+            errors = self.log.recent_errors(self.model.sha256)
+            self.metrics.targets.set(len(errors))
+            score = self.model.pipeline.task.live_score(len(errors), sum(errors) / max(1, len(errors)), 0.0)
+            for name in score.keys() & {"accuracy", "mae"}:
+                self.metrics.live.labels(name).set(score[name])
 
     def close(self) -> None:
         """Finish what is being predicted, and close the log."""
@@ -219,11 +253,12 @@ class Service:
         if self.log:
             self.log.close()
 
-    async def reload(self) -> str:
-        """Load the checkpoint file again, use it for all later requests, and return its sha256.
+    async def reload(self, *, force: bool = False) -> tuple[str, str]:
+        """Load the checkpoint file again and use it for all later requests. Return its sha256, and how it compares with
+        the current model.
 
         Raises UserError, and keeps the current model, if the file cannot be loaded, its self-check rows are predicted
-        differently than when it was saved, or it predicts another target.
+        differently than when it was saved, it predicts another target, or (unless `force` is given) it is worse.
         """
         try:
             model = await asyncio.to_thread(self._load)
@@ -234,8 +269,10 @@ class Service:
         old, new = ((m.pipeline.task.kind, m.pipeline.task.target) for m in (self.model, model))
         if old != new:
             raise UserError(f"{self.checkpoint}: {new[0]} of {new[1]!r}; this service predicts {old[0]} of {old[1]!r}.")
+        present = Present(self.model.sha256, self.model.pipeline.test)
+        comparison = await asyncio.to_thread(self._compare, present, model, force)
         await asyncio.to_thread(self._use, model)
-        return model.sha256
+        return model.sha256, comparison
 
 
 def _of_each(batch: list[Request], predictions: list[dict], unknown: list[tuple[int, str]]) -> list[tuple]:

@@ -69,7 +69,8 @@ class Guard:
         try:
             if self.hosts and not self._is_local(headers):
                 raise HTTPException(403, "without an API key only localhost is served: set API_KEY.")
-            if not self._is_authorized(scope["path"], headers):
+            scope["authorized"] = self._is_authorized(headers)
+            if not scope["authorized"] and scope["path"] != "/health":
                 challenge = {"WWW-Authenticate": 'Basic realm="model"'}
                 raise HTTPException(401, "the API key is missing or wrong: Authorization: Bearer KEY.", challenge)
             if _is_foreign(scope["method"], headers):
@@ -94,8 +95,8 @@ class Guard:
         """Return whether the Host is ours: a foreign name can be made to resolve to 127.0.0.1 (DNS rebinding)."""
         return PORT.sub(b"", headers.get(b"host", b"")).lower() in self.hosts
 
-    def _is_authorized(self, path: str, headers: dict[bytes, bytes]) -> bool:
-        if not self.key or path == "/health":
+    def _is_authorized(self, headers: dict[bytes, bytes]) -> bool:
+        if not self.key:
             return True
         scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"basic":  # what a browser sends for a password prompt

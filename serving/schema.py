@@ -171,10 +171,10 @@ SHEET = _query_parameter("sheet", "string", "for an uploaded spreadsheet: the sh
 
 
 class Feedback(BaseModel):
-    """The true targets of the records of an earlier request."""
+    """The true targets of the records of an earlier request. They replace those that were sent before."""
 
     id: str = Field(description="id that POST /predict returned")
-    targets: list[Cell] = Field(description="the true target of each record, in order")
+    targets: list[Cell] = Field(description="the true target of each record, in order; null = not known")
 
     @classmethod
     def read(cls, body) -> "Feedback":
@@ -194,10 +194,25 @@ class Kept(BaseModel):
     kept: int
 
 
+class Reload(BaseModel):
+    """How to load the checkpoint file again."""
+
+    force: bool = Field(False, strict=True, description="use the new model even if it is worse than the present one")
+
+    @classmethod
+    def read(cls, raw: bytes) -> "Reload":
+        """Validate a body, which may be empty. Raises UserError."""
+        try:
+            return cls.model_validate(parse_json(raw)) if raw.strip() else cls()
+        except ValidationError:
+            raise UserError('the request body must be empty, or {"force": true}.') from None
+
+
 class Reloaded(BaseModel):
     """The model that is used from now on."""
 
     model: str = Field(description="sha256 of the checkpoint")
+    comparison: str = Field(description="how it compares with the model before; empty if the file is the same")
 
 
 class Error(BaseModel):

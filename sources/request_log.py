@@ -47,10 +47,15 @@ def log_kinds(path: str | Path) -> dict[str, str]:
         raise UserError(f"{path}: the kinds of columns in the table models are damaged.") from None
 
 
-def read_log(path: str | Path, rows: int) -> Iterator[pd.DataFrame]:
-    """Yield the records whose true target is known, `rows` at a time, with the target as their last column."""
+def read_log(path: str | Path, rows: int, notes: list[str]) -> Iterator[pd.DataFrame]:
+    """Yield the records whose true target is known, `rows` at a time, with the target as their last column.
+
+    notes: gets how many records have none.
+    """
     query = "SELECT rowid, record, name, target FROM requests WHERE target IS NOT NULL ORDER BY rowid"
     with _open_log(path) as log:
+        (unknown,) = log.execute("SELECT COUNT(*) FROM requests WHERE target IS NULL").fetchone()
+        notes += [f"{path}: {unknown} records without feedback left out"] if unknown else []
         found = log.execute(query)
         part = found.fetchmany(rows)
         if not part:

@@ -92,7 +92,7 @@ def _read(path: str | Path, layout: Layout, rows: int, notes: list[str]) -> Iter
         case "sheet":
             return read_sheet(path, layout, rows, notes)
         case "log":
-            return read_log(path, rows)
+            return read_log(path, rows, notes)
 
 
 def resolve_paths(frame: pd.DataFrame, layout: Layout, source: str | Path) -> pd.DataFrame:
