@@ -137,10 +137,8 @@ class DataConfig:
 
     def __post_init__(self):
         _as_tuples(self)
-        _within(
-            self, val_split=(0, 1), test_split=(0, 1), image_size=(-4096, 4096), min_freq=(1, INF), batch_size=(0, INF)
-        )
-        _within(self, vocab_size=(0, 2**22), max_length=(0, 2**20), skip_rows=(-1, INF))
+        _within(self, val_split=(0, 1), test_split=(0, 1), min_freq=(1, INF), batch_size=(0, INF), skip_rows=(-1, INF))
+        _within(self, image_size=(-4096, 4096), vocab_size=(0, 2**22), max_length=(0, 2**20))
         shares = self.val_split, self.test_split
         _check(min(shares) > 0 and sum(shares) < 1, "--val-split and --test-split leave no rows for one of the splits.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")

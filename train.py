@@ -109,7 +109,7 @@ def assemble(splits, config: Config):
     """
     import torch
 
-    from backbones.settings import largest_image, resolve_names, settle_training
+    from backbones.settings import advise, data_settings, resolve_names, settle_training
     from dataloader import fit_splits, make_loaders
     from evaluation.audit import audit
     from evaluation.drift import PROFILE_ROWS, Profile
@@ -125,12 +125,12 @@ def assemble(splits, config: Config):
     task = Task.fit(splits.train[splits.target], splits.kind, loss=training.loss, **options)
     names = resolve_names(config.model.model)
     on_cpu = choose_device(config.run.device).type == "cpu"
-    settled = settle_training(config.model, names, len(splits.train), on_cpu, splits.notes)
+    settled = settle_training(config.model, len(splits.train), on_cpu, splits.notes)
     config = replace(config, model=settled)  # a resumed run does not choose again
-    data = replace(splits.config, tokenizer=_tokenizer(names, config))
-    data = replace(data, image_size=data.image_size or -largest_image(names))
+    data = data_settings(replace(splits.config, tokenizer=_tokenizer(names, config)), names, settled.freeze)
     splits, preprocessor, encoded = fit_splits(splits, data, task, text_ids=read_ids_of_texts(names))
     model, model_spec = _build_network(preprocessor, encoded[0], task, names, config)
+    splits.notes.extend(advise(**model_spec, rows=len(splits.train)))
     rows = evenly_spaced(torch.arange(len(splits.train)), PROFILE_ROWS)
     sample = {name: take(part, rows) for name, part in encoded[0].items()}
     profile = Profile.fit(preprocessor.profile_values(splits.train.iloc[rows.numpy()], sample))
@@ -179,7 +179,7 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
     model = build_model(names, args)
     for name, network in zip(names, getattr(model, "networks", [model]), strict=True):
         if hasattr(network, "start_from"):
-            network.start_from(name.partition(":")[2])
+            network.start_from(name.partition(":")[2], args.get("max_length", 0))
     return model, {"names": names, "args": args}
 
 

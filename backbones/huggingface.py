@@ -25,22 +25,20 @@ class Pretrained(Backbone):
 
     INPUT, TOKENIZER, MAX_LR = "text", "pretrained", 5e-5
 
-    def __init__(
-        self, *, encoder: dict, padding: int, max_length: int, out_features: int, dropout: float, freeze: bool = False
-    ):
+    def __init__(self, *, encoder: dict, padding: int, out_features: int, dropout: float, freeze: bool = False):
         encoder = build_encoder(encoder)
         super().__init__(encoder, encoder.config.hidden_size, out_features=out_features, dropout=dropout, freeze=freeze)
-        self.padding, self.max_length = padding, max_length
+        self.padding = padding
 
-    def start_from(self, name: str) -> None:
+    def start_from(self, name: str, max_length: int = 0) -> None:
         """Load the weights of a pretrained model. Raises UserError if it cannot read max_length tokens."""
         self.encoder.load_state_dict(from_hugging_face("AutoModel", name).state_dict())
         some_token = int(self.encoder.config.pad_token_id == 0)
         try:  # each kind of encoder counts positions in its own way
             with torch.inference_mode():
-                self(torch.full((1, self.max_length), some_token))
+                self(torch.full((1, max_length), some_token))
         except (IndexError, RuntimeError):
-            message = f"--model hf:{name} cannot read {self.max_length} tokens: give a lower --max-length."
+            message = f"--model hf:{name} cannot read {max_length} tokens: give a lower --max-length."
             raise UserError(message) from None
 
     def encode(self, text: Tensor) -> Tensor:  # (N, L) → (N, width)
@@ -81,7 +79,7 @@ class PretrainedImage(Backbone):
         self.prepare = ImageInput(image_size=image_size, image_mean=image_mean, image_std=image_std, **images)
         self.has_class_token = any(name.endswith("cls_token") for name, _ in encoder.named_parameters())
 
-    def start_from(self, name: str) -> None:
+    def start_from(self, name: str, max_length: int = 0) -> None:
         """Load the weights of a pretrained model."""
         self.encoder.load_state_dict(from_hugging_face("AutoModel", name).state_dict())
 

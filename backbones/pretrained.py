@@ -23,8 +23,11 @@ class Backbone(nn.Module):
         self.encoder, self.width, self.freeze = encoder.requires_grad_(not freeze), width, freeze
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, out_features))
 
-    def start_from(self, name: str) -> None:
-        """Load the pretrained weights called `name`. Raises UserError if they cannot be loaded."""
+    def start_from(self, name: str, max_length: int = 0) -> None:
+        """Load the pretrained weights called `name`. max_length: tokens of a text that it must be able to read.
+
+        Raises UserError if the weights cannot be loaded.
+        """
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:

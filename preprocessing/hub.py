@@ -1,8 +1,12 @@
 """Load configurations, tokenizers, image sizes and weights of Hugging Face models: --model hf:NAME."""
 
 import json
+import os
+import socket
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from errors import UserError
 
@@ -19,10 +23,28 @@ def from_hugging_face(kind: str, name: str):
     except ImportError:
         raise UserError(f"--model hf:{name} needs another library: pip install transformers.") from None
     transformers.utils.logging.disable_progress_bar()
+    offline = not os.path.isdir(name) and _is_offline()
     try:
-        return getattr(transformers, kind).from_pretrained(name)
+        return getattr(transformers, kind).from_pretrained(name, local_files_only=offline)
     except (OSError, ValueError) as error:
+        if offline:
+            message = "the hub cannot be reached, and the model was not downloaded before: give a local folder."
+            raise UserError(f"--model hf:{name}: {message}") from None
         raise UserError(f"--model hf:{name}: the model cannot be loaded ({str(error).splitlines()[0]}).") from None
+
+
+@cache
+def _is_offline() -> bool:
+    """Return whether the hub cannot be reached. The library itself would try for minutes."""
+    from huggingface_hub.constants import ENDPOINT
+
+    url = urlsplit(ENDPOINT)
+    try:
+        if not getproxies():
+            socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+    except OSError:
+        return True
+    return False
 
 
 @cache
