@@ -132,7 +132,8 @@ class DataConfig:
     """Maximum length of a text (characters for n-grams, otherwise tokens); longer texts are truncated; 0 = chosen so
     that 99 % of the training texts fit."""
     image_size: int = 0
-    """Side of the network's images in pixels; 0 = chosen from the training images, at most 128."""
+    """Side of the network's images in pixels; 0 = chosen from the training images, at most 128, or what a pretrained
+    network was trained with; -N = chosen, at most N."""
     augment: Literal["none", "light", "standard", "strong"] = "standard"
     """Random changes of training images; light: shifts; standard: also rotation, zoom and colour; strong: more of
     these, and erased rectangles."""
@@ -141,8 +142,8 @@ class DataConfig:
 
     def __post_init__(self):
         _as_tuples(self)
-        _within(self, val_split=(0, 1), test_split=(0, 1), image_size=(0, 4096), min_freq=(1, INF), batch_size=(0, INF))
-        _within(self, vocab_size=(0, 2**22), max_length=(0, 2**20), skip_rows=(-1, INF))
+        _within(self, val_split=(0, 1), test_split=(0, 1), min_freq=(1, INF), batch_size=(0, INF), skip_rows=(-1, INF))
+        _within(self, image_size=(-4096, 4096), vocab_size=(0, 2**22), max_length=(0, 2**20))
         shares = self.val_split, self.test_split
         _check(min(shares) > 0 and sum(shares) < 1, "--val-split and --test-split leave no rows for one of the splits.")
         _check(not (self.group and self.time), "--group and --time are two ways to split: give one of them.")
@@ -151,7 +152,7 @@ class DataConfig:
             given = f"--{name.replace('_', '-')}"
             _check(not (self.folds and getattr(self, name)), f"--folds makes its own splits: leave out {given}.")
         _check(self.batch_size != 1, "--batch-size must be 2 or more, because batch normalisation needs 2 rows, not 1.")
-        _check(self.image_size not in (1, 2, 3), f"--image-size must be 4 or more, not {self.image_size}.")
+        _check(abs(self.image_size) not in (1, 2, 3), f"--image-size must be 4 or more, not {self.image_size}.")
         _check(self.vocab_size not in (1, 2, 3), f"--vocab-size must be 4 or more, not {self.vocab_size}.")
         self.column_kinds()
 
@@ -197,8 +198,15 @@ class ModelConfig:
     """the network"""
 
     model: tuple[str, ...] = ("auto",)
-    """One network per input: tabm or mlp (numbers, categories), bag or transformer (text), cnn (image), hf:NAME (text,
-    from Hugging Face). auto, and inputs without one: tabm, cnn; texts without one become numbers."""
+    """One network per input: tabm or mlp (numbers, categories), bag or transformer (text), cnn or lite0 (image; lite0
+    is trained on ImageNet), hf:NAME (text or image, from Hugging Face). auto, and inputs without one: tabm, cnn; texts
+    without one become numbers."""
+    freeze: bool = False
+    """A pretrained network (lite0, hf:NAME) stays as it is: its features are computed once, and only a head on them is
+    trained."""
+    fine_tune: bool = False
+    """All of a pretrained network is trained, with a lower learning rate than its head. Neither: frozen on a CPU or
+    with few rows, otherwise fine-tuned."""
     hidden: tuple[int, ...] = ()
     """Widths of the hidden layers, or channels of a cnn's stages; none given = 192 192 for tabm, 128 64 for mlp,
     32 64 128 for cnn, 32 for bag, 64 64 for transformer."""
@@ -213,12 +221,13 @@ class ModelConfig:
         _as_tuples(self)
         names = ["auto", *model_names()]
         for name in self.model:
-            _check(name != "hf", "--model hf needs a name: hf:bert-base-multilingual-cased.")
+            _check(name not in ("hf", "hf-image"), "--model hf needs a name: hf:bert-base-multilingual-cased.")
             known = name in names or name.startswith("hf:")
             _check(known, f"--model {name}: unknown network.{did_you_mean(name, names)}")
         hidden = " ".join(map(str, self.hidden))
         _check(all(width >= 1 for width in self.hidden), f"--hidden takes widths of 1 or more, not {hidden}.")
         _within(self, dropout=(0, 0.99))
+        _check(not (self.freeze and self.fine_tune), "--freeze and --fine-tune are two ways to train: give one.")
 
     @property
     def pretrained(self) -> str:

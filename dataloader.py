@@ -262,10 +262,14 @@ def _without_broken(encode: Callable, records: pd.DataFrame, skip: bool, notes: 
 
 class TensorBatches(Dataset):
     """Encoded records in memory: a tensor, or named tensors. `__getitems__` gathers a whole batch at once; the usual
-    access and collation, item by item, costs more than a small network's step."""
+    access and collation, item by item, costs more than a small network's step.
+
+    features: what batches hold in place of inputs, see `cache_features` of backbones/pretrained.py.
+    """
 
     def __init__(self, inputs: Tensor | dict[str, Encoded], targets: Tensor):
         self.inputs, self.targets = inputs, targets
+        self.features: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -275,7 +279,8 @@ class TensorBatches(Dataset):
         return {k: x[0] for k, x in inputs.items()} if isinstance(inputs, dict) else inputs[0], targets[0]
 
     def __getitems__(self, rows: Tensor):
-        inputs = gather(self.inputs, rows) if isinstance(self.inputs, dict) else self.inputs[rows]
+        is_dict = isinstance(self.inputs, dict)
+        inputs = gather(self.inputs | self.features, rows) if is_dict else self.inputs[rows]
         return inputs, self.targets[rows]
 
 

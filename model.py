@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from backbones.huggingface import Pretrained
+from backbones.huggingface import Pretrained, PretrainedImage
 from backbones.layers import ACTIVATIONS, Dropout
+from backbones.lite0 import Lite0
 from backbones.text import NGramBag, Transformer
 from errors import UserError
 from preprocessing.column import evenly_spaced, memory
@@ -280,7 +281,16 @@ class JointNetwork(nn.Module):
         return self.head(torch.cat(features, dim=1))
 
 
-MODELS = {"tabm": TabM, "mlp": MLP, "cnn": CNN, "bag": NGramBag, "transformer": Transformer, "hf": Pretrained}
+MODELS = {
+    "tabm": TabM,
+    "mlp": MLP,
+    "cnn": CNN,
+    "lite0": Lite0,
+    "bag": NGramBag,
+    "transformer": Transformer,
+    "hf": Pretrained,
+    "hf-image": PretrainedImage,  # hf:NAME, if that is an encoder of images
+}
 DEFAULTS = {"numbers": "tabm", "categories": "tabm", "text": "bag", "image": "cnn"}  # network of each input
 
 

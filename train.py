@@ -163,11 +163,12 @@ def assemble(splits, config: Config):
     """
     import torch
 
+    from backbones.settings import advise, data_settings, resolve_names, settle_training
     from dataloader import fit_splits, make_loaders
     from evaluation.audit import audit
     from evaluation.drift import PROFILE_ROWS, Profile
     from model import read_ids_of_texts
-    from pipeline import SELF_CHECK_ROWS, Pipeline
+    from pipeline import SELF_CHECK_ROWS, Pipeline, choose_device
     from preprocessing.column import evenly_spaced
     from preprocessing.preprocessor import take
     from task import Task
@@ -176,9 +177,14 @@ def assemble(splits, config: Config):
     options = {"class_weights": training.class_weights, "label_smoothing": training.label_smoothing}
     options["form"] = splits.config.column_formats().get(splits.target, "")
     task = Task.fit(splits.train[splits.target], splits.kind, loss=training.loss, **options)
-    data = replace(splits.config, tokenizer=_tokenizer(config))
-    splits, preprocessor, encoded = fit_splits(splits, data, task, text_ids=read_ids_of_texts(config.model.model))
-    model, model_spec = _build_network(preprocessor, encoded[0], task, config, splits.notes)
+    names = resolve_names(config.model.model)
+    on_cpu = choose_device(config.run.device).type == "cpu"
+    settled = settle_training(config.model, len(splits.train), on_cpu, splits.notes)
+    config = replace(config, model=settled)  # a resumed run does not choose again
+    data = data_settings(replace(splits.config, tokenizer=_tokenizer(names, config)), names, settled.freeze)
+    splits, preprocessor, encoded = fit_splits(splits, data, task, text_ids=read_ids_of_texts(names))
+    model, model_spec = _build_network(preprocessor, encoded[0], task, names, config)
+    splits.notes.extend(advise(**model_spec, rows=len(splits.train)))
     rows = evenly_spaced(torch.arange(len(splits.train)), PROFILE_ROWS)
     sample = {name: take(part, rows) for name, part in encoded[0].items()}
     profile = Profile.fit(preprocessor.profile_values(splits.train.iloc[rows.numpy()], sample)).columns
@@ -193,42 +199,38 @@ def assemble(splits, config: Config):
     return splits, pipeline, loaders, findings
 
 
-def _tokenizer(config: Config) -> str:
+def _tokenizer(names: tuple[str, ...], config: Config) -> str:
     """Return the tokenizer of text columns: the one that is given, or the one that the network of texts reads."""
     from model import DEFAULTS, network_class
 
-    if config.model.pretrained:
-        return f"hf:{config.model.pretrained}"
+    if pretrained := [name for name in names if name.startswith("hf:")]:
+        return pretrained[0]
     if config.data.tokenizer != "auto":
         return config.data.tokenizer
-    networks = [network_class(name) for name in (*config.model.model, DEFAULTS["text"]) if name != "auto"]
+    networks = [network_class(name) for name in (*names, DEFAULTS["text"]) if name != "auto"]
     return next(network.TOKENIZER for network in networks if hasattr(network, "TOKENIZER"))
 
 
-def _build_network(preprocessor, encoded: dict, task, config: Config, notes: list[str]):
+def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], config: Config):
     """Return (the network with its initial weights, how `build_model` builds it again).
 
-    encoded: the columns of the training records.
+    encoded: the columns of the training records.  names: of --model.
     """
+    from backbones.settings import pretrained_args
     from model import build_model, choose_networks, quantile_bins
     from trainer import seed_weights
 
-    names = choose_networks(config.model.model, list(preprocessor.inputs))
-    flags = {name: value for name, value in config.to_dict()["model"].items() if name != "model"}
+    names = choose_networks(names, list(preprocessor.inputs))
+    flags = {name: getattr(config.model, name) for name in ("activation", "batch_norm", "dropout")}
+    flags |= {"hidden": list(config.model.hidden), **pretrained_args(names, config.model.freeze)}
     args = {**preprocessor.model_args, "out_features": task.out_features, **flags}
     if "numbers" in preprocessor.inputs:
         args["bins"] = quantile_bins(preprocessor.join(encoded)["numbers"])
-    if pretrained := config.model.pretrained:
-        from preprocessing.hub import from_hugging_face
-
-        args["encoder"] = json.loads(from_hugging_face("AutoConfig", pretrained).to_json_string(use_diff=False))
-        if config.training.lr > 5e-4:
-            notes.append(f"--lr {config.training.lr:g} is high for a pretrained network: 2e-5 to 1e-4 is usual")
     seed_weights(config.training.seed)
     model = build_model(names, args)
-    for network in model.modules():
+    for name, network in zip(names, getattr(model, "networks", [model]), strict=True):
         if hasattr(network, "start_from"):
-            network.start_from(pretrained, args["max_length"])
+            network.start_from(name.partition(":")[2], args.get("max_length", 0))
     return model, {"names": names, "args": args}
 
 
@@ -254,11 +256,12 @@ def _training_state(path: str) -> dict:
 
 def _restore(trainer, state: dict, path: str) -> None:
     """Load a saved state into a new trainer. Raises UserError if data or flags would make it another run."""
-    pipeline = trainer.pipeline
+    pipeline, spec = trainer.pipeline, trainer.pipeline.model_spec
+    args = {name: spec["args"].get(name) for name in state["model_spec"]["args"]}  # an older run may have fewer
     now = {
         "task": asdict(pipeline.task),
         "preprocessor": pipeline.preprocessor.state(),
-        "model_spec": pipeline.model_spec,
+        "model_spec": {"names": spec["names"], "args": args},
     }
     for name, what in (("task", "rows or the target"), ("preprocessor", "rows or columns"), ("model_spec", "network")):
         if json.loads(json.dumps(now[name])) != state[name]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from backbones.pretrained import cache_features, parameter_groups
 from config import RunConfig, TrainConfig
 from errors import UserError
 from progress import Progress
@@ -40,7 +41,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     options = {"momentum": config.momentum} if config.optimizer == "SGD" else {}
     if config.optimizer != "RMSprop":
         options["fused"] = True
-    return optimizer(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **options)
+    return optimizer(parameter_groups(model, config.lr), weight_decay=config.weight_decay, **options)
 
 
 def build_lr_scheduler(optimizer, config: TrainConfig, steps_per_epoch: int, higher_is_better: bool = False):
@@ -72,7 +73,8 @@ def build_lr_scheduler(optimizer, config: TrainConfig, steps_per_epoch: int, hig
             return schedulers.ReduceLROnPlateau(optimizer, mode, gamma, config.lr_patience, min_lr=config.min_lr)
         case "OneCycleLR":
             rise = config.warmup / config.epochs or 0.3
-            return schedulers.OneCycleLR(optimizer, config.lr, config.epochs * steps_per_epoch, pct_start=rise)
+            peaks = [group["lr"] for group in optimizer.param_groups]
+            return schedulers.OneCycleLR(optimizer, peaks, config.epochs * steps_per_epoch, pct_start=rise)
     raise ValueError(f"unknown scheduler {config.scheduler!r}")
 
 
@@ -115,6 +117,7 @@ class Trainer:
         self.device = pipeline.device
         self.higher_is_better = self.task.higher_is_better(config.monitor)
         self.optimizer = build_optimizer(self.model, config)
+        self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.out = Path(run.out) if run.out else None
         self.threads = run.threads  # 0 = chosen in `fit`
 
@@ -200,8 +203,8 @@ class Trainer:
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if self.steps < self.warmup_steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * ((self.steps + 1) / self.warmup_steps)
+            for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+                group["lr"] = peak * ((self.steps + 1) / self.warmup_steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
@@ -300,6 +303,9 @@ class Trainer:
             self.threads = self.threads or saved or (threads if work >= ALL_THREADS_FROM else 1)
             torch.set_num_threads(self.threads)
         self.pipeline.threads = self.threads
+        datasets = [loader.dataset, val_loader.dataset]
+        if cache_features(self.model, datasets, self.pipeline.preprocessor, self.device):
+            work = self._count_work(loader)
         self._plan(work, loader, val_loader)
         steps_per_epoch = math.ceil(self.batches / self.config.accumulate)
         self.warmup_steps = 0 if self.config.scheduler == "OneCycleLR" else self.config.warmup * steps_per_epoch
@@ -454,6 +460,8 @@ class Trainer:
                 "--batch-size and --accumulate cannot change in the middle of an epoch, which is where this run "
                 "stopped: resume without them."
             )
+        if len(state["optimizer"]["param_groups"]) != len(self.optimizer.param_groups):
+            raise UserError("the run was started by an older version, which trained this network differently.")
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):

@@ -1,33 +1,36 @@
-"""Fine-tune text encoders of Hugging Face, if the `transformers` library is installed: --model hf:NAME."""
+"""Encoders of Hugging Face for texts and images, if the `transformers` library is installed: --model hf:NAME."""
 
 import torch
 from torch import Tensor, nn
 
+from backbones.pretrained import Backbone, ImageInput
 from errors import UserError
 from preprocessing.hub import from_hugging_face
 
 
-class Pretrained(nn.Module):
-    """A Hugging Face encoder and a linear layer over the mean of its tokens; all of it is trained.
+def build_encoder(config: dict) -> nn.Module:
+    """Build an encoder from its configuration, without weights."""
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ImportError:
+        raise UserError("this model needs another library: pip install transformers.") from None
+    return AutoModel.from_config(AutoConfig.for_model(**config))
 
-    encoder: the encoder's configuration, which is enough to build it. Its weights are loaded by `load_state_dict`, or
-    at the beginning of a training by `start_from`.
+
+class Pretrained(Backbone):
+    """An encoder of texts, and a head on the mean of its tokens.
+
+    encoder: the encoder's configuration, which is enough to build it.
     """
 
-    TOKENIZER = "pretrained"
+    INPUT, TOKENIZER, MAX_LR = "text", "pretrained", 5e-5
 
-    def __init__(self, *, encoder: dict, padding: int, out_features: int, dropout: float):
-        super().__init__()
-        try:
-            from transformers import AutoConfig, AutoModel
-        except ImportError:
-            raise UserError("this model needs another library: pip install transformers.") from None
+    def __init__(self, *, encoder: dict, padding: int, out_features: int, dropout: float, freeze: bool = False):
+        encoder = build_encoder(encoder)
+        super().__init__(encoder, encoder.config.hidden_size, out_features=out_features, dropout=dropout, freeze=freeze)
         self.padding = padding
-        self.encoder = AutoModel.from_config(AutoConfig.for_model(**encoder))
-        self.width = self.encoder.config.hidden_size
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.width, out_features))
 
-    def start_from(self, name: str, max_length: int) -> None:
+    def start_from(self, name: str, max_length: int = 0) -> None:
         """Load the weights of a pretrained model. Raises UserError if it cannot read max_length tokens."""
         self.encoder.load_state_dict(from_hugging_face("AutoModel", name).state_dict())
         some_token = int(self.encoder.config.pad_token_id == 0)
@@ -38,7 +41,7 @@ class Pretrained(nn.Module):
             message = f"--model hf:{name} cannot read {max_length} tokens: give a lower --max-length."
             raise UserError(message) from None
 
-    def features(self, text: Tensor) -> Tensor:  # (N, L) → (N, width)
+    def encode(self, text: Tensor) -> Tensor:  # (N, L) → (N, width)
         order = (text == self.padding).to(torch.uint8).argsort(dim=1, stable=True)
         text = text.gather(1, order)  # tokens first: between two columns of text there is padding
         is_token = text != self.padding
@@ -46,5 +49,45 @@ class Pretrained(nn.Module):
         x = self.encoder(input_ids=tokens, attention_mask=is_token.long()).last_hidden_state  # (N, L, width)
         return (x * is_token[..., None]).sum(dim=1) / is_token.sum(dim=1, keepdim=True)
 
-    def forward(self, text: Tensor) -> Tensor:  # (N, L) → (N, out_features)
+    def forward(self, text: Tensor) -> Tensor:  # (N, L), or features (N, width) → (N, out_features)
         return self.head(self.features(text))
+
+
+class PretrainedImage(Backbone):
+    """An encoder of images, and a head on its class token, or else on the mean over the image.
+
+    image_encoder: {"config": the encoder's configuration, "size", "mean", "std", "mode": its images, see ImageInput}.
+    """
+
+    INPUT, MAX_LR = "image", 1e-4
+
+    def __init__(
+        self,
+        *,
+        image_encoder: dict,
+        image_size: int,
+        image_mean: list[float],
+        image_std: list[float],
+        out_features: int,
+        dropout: float,
+        freeze: bool,
+    ):
+        encoder = build_encoder(image_encoder["config"])
+        width = getattr(encoder.config, "hidden_size", 0) or encoder.config.hidden_sizes[-1]
+        super().__init__(encoder, width, out_features=out_features, dropout=dropout, freeze=freeze)
+        images = {name: value for name, value in image_encoder.items() if name != "config"}
+        self.prepare = ImageInput(image_size=image_size, image_mean=image_mean, image_std=image_std, **images)
+        self.has_class_token = any(name.endswith("cls_token") for name, _ in encoder.named_parameters())
+
+    def start_from(self, name: str, max_length: int = 0) -> None:
+        """Load the weights of a pretrained model."""
+        self.encoder.load_state_dict(from_hugging_face("AutoModel", name).state_dict())
+
+    def encode(self, image: Tensor) -> Tensor:  # (N, 1 or 3, H, W) → (N, width)
+        x = self.encoder(pixel_values=self.prepare(image)).last_hidden_state
+        if x.dim() == 4:  # (N, width, H, W) of a convolutional network
+            return x.mean(dim=(2, 3))
+        return x[:, 0] if self.has_class_token else x.mean(dim=1)  # (N, tokens, width)
+
+    def forward(self, image: Tensor) -> Tensor:  # (N, 1 or 3, H, W), or features (N, width) → (N, out_features)
+        return self.head(self.features(image))

@@ -1,4 +1,12 @@
-"""Load configurations, tokenizers and weights of Hugging Face models: --model hf:NAME."""
+"""Load configurations, tokenizers, image sizes and weights of Hugging Face models: --model hf:NAME."""
+
+import json
+import os
+import socket
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from errors import UserError
 
@@ -15,10 +23,62 @@ def from_hugging_face(kind: str, name: str):
     except ImportError:
         raise UserError(f"--model hf:{name} needs another library: pip install transformers.") from None
     transformers.utils.logging.disable_progress_bar()
+    offline = not os.path.isdir(name) and _is_offline()
     try:
-        return getattr(transformers, kind).from_pretrained(name)
+        return getattr(transformers, kind).from_pretrained(name, local_files_only=offline)
     except (OSError, ValueError) as error:
+        if offline:
+            message = "the hub cannot be reached, and the model was not downloaded before: give a local folder."
+            raise UserError(f"--model hf:{name}: {message}") from None
         raise UserError(f"--model hf:{name}: the model cannot be loaded ({str(error).splitlines()[0]}).") from None
+
+
+@cache
+def _is_offline() -> bool:
+    """Return whether the hub cannot be reached. The library itself would try for minutes."""
+    from huggingface_hub.constants import ENDPOINT
+
+    url = urlsplit(ENDPOINT)
+    try:
+        if not getproxies():
+            socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+    except OSError:
+        return True
+    return False
+
+
+@cache
+def load_config(name: str):
+    """Return the configuration of a model, of transformers' PretrainedConfig."""
+    return from_hugging_face("AutoConfig", name)
+
+
+def reads_images(name: str) -> bool:
+    """Return whether a model is an encoder of images; otherwise it reads texts, or is refused by `load_tokenizer`."""
+    return hasattr(load_config(name), "num_channels") and not hasattr(load_config(name), "vocab_size")
+
+
+def load_image_settings(name: str) -> dict:
+    """Return the images that an encoder was trained with, from its preprocessor_config.json: {"size": side in pixels,
+    "mean", "std": of each channel, for pixels from 0 to 1, "mode": interpolation}.
+
+    Raises UserError if the file is missing or does not say so.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        state = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text(encoding="utf-8"))
+        size = state.get("crop_size") or state["size"]
+        size = next(iter(size.values())) if isinstance(size, dict) else size
+        return {
+            "size": int(size),
+            "mean": [float(x) for x in state["image_mean"]],
+            "std": [float(x) for x in state["image_std"]],
+            "mode": "bilinear" if state.get("resample") == 2 else "bicubic",  # Pillow's number
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(f"--model hf:{name}: preprocessor_config.json cannot be read ({problem}).") from None
 
 
 def load_tokenizer(name: str) -> tuple[str, int]:
@@ -28,9 +88,9 @@ def load_tokenizer(name: str) -> tuple[str, int]:
     """
     from tokenizers import Tokenizer
 
-    config = from_hugging_face("AutoConfig", name)
+    config = load_config(name)
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
-        raise UserError(f"--model hf:{name} is a {config.model_type}: only encoders of texts can be fine-tuned.")
+        raise UserError(f"--model hf:{name} is a {config.model_type}: only encoders of texts or images can be used.")
     tokenizer = from_hugging_face("AutoTokenizer", name)
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"--model hf:{name}: its tokenizer does not use the `tokenizers` library.")

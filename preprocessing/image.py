@@ -78,7 +78,8 @@ class ImageColumn(Column):
         if not headers:
             raise BrokenRecords(broken) if broken else UserError(f"column {values.name!r}: there are no images.")
         shortest = np.median([min(width, height) for width, height, _ in headers])
-        size = config.image_size or int(min(MAX_AUTO_SIZE, shortest))
+        largest = -config.image_size or MAX_AUTO_SIZE
+        size = config.image_size if config.image_size > 0 else int(min(largest, shortest))
         channels = 1 if all(mode in GREY_MODES for *_, mode in headers) else 3
         pixels = decode(values, size, channels, progress=True)
         flip, reason = config.flip == "on", f"--flip {config.flip}"
@@ -103,7 +104,9 @@ class ImageColumn(Column):
             raise UserError(
                 f"columns {names} are images, a network takes one: leave out others with --columns NAME=drop."
             )
-        return {"in_channels": columns[0].channels, "image_size": columns[0].size}
+        column = columns[0]
+        statistics = {"image_mean": column.mean, "image_std": column.std}
+        return {"in_channels": column.channels, "image_size": column.size, **statistics}
 
     @property
     def max_examples(self) -> int:

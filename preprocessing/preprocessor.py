@@ -189,8 +189,14 @@ class Preprocessor:
         return joined
 
     def batch(self, inputs: dict[str, Tensor], *, training: bool = False) -> dict[str, Tensor]:
-        """Complete a batch of encoded records on its device: augment (if `training`) and normalise."""
-        return {name: self.inputs[name][0].batch(x, training=training) for name, x in inputs.items()}
+        """Complete a batch of encoded records on its device: augment (if `training`) and normalise.
+
+        Floats are complete: numbers, and the cached features of a frozen network.
+        """
+        return {
+            name: x if x.is_floating_point() else self.inputs[name][0].batch(x, training=training)
+            for name, x in inputs.items()
+        }
 
     def as_frame(self, records) -> pd.DataFrame:
         """Return records as a DataFrame. Raises UserError for a missing column."""
