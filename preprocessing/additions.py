@@ -54,6 +54,6 @@ def is_held_out(added: pd.DataFrame, held_out: pd.DataFrame, train: pd.DataFrame
     )
     known = ours.isin(theirs if theirs.nunique() > RICH * len(theirs) else []).to_numpy()
     if config.group:
-        groups = added[config.group].astype("str")
-        known |= (added[config.group].notna() & groups.isin(held_out[config.group].astype("str"))).to_numpy()
+        groups, known_groups = (part[config.group].astype("str") for part in (added, held_out))
+        known = known | (groups.notna() & groups.isin(known_groups)).to_numpy()
     return known
