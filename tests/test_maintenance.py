@@ -61,7 +61,7 @@ def test_added_rows_are_trained_on_and_the_other_splits_stay(runs, tmp_path):
     assert splits.train["age"].iloc[-1] == new["age"].iloc[-1]
     assert splits.train.index[-1] == f"30 of {tmp_path / 'new.jsonl'}"
     notes = "\n".join(splits.notes)
-    assert "known.csv: 0 rows added to the training split; 5 left out" in notes
+    assert "known.csv: 0 rows added to train; 5 of validation or test left out" in notes
     assert "new.jsonl: 4 rows without binary left out" in notes and "new.jsonl: 26 rows added" in notes
 
 
