@@ -94,9 +94,8 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
 def _with_added(splits: Splits, is_number: bool, classes: set[str]) -> Splits:
     """Append the records of --add to the training split, apart from those that another split holds as well."""
     train, target, notes, parts = splits.train, splits.target, splits.notes, [splits.train]
-    form, held_out = splits.config.column_formats().get(target, ""), pd.concat([splits.val, splits.test])
-    task = Task.fit(train[target], splits.kind, form=form)
-    config = fix_kinds(train, target, splits.config, notes)
+    config, held_out = fix_kinds(train, target, splits.config, notes), pd.concat([splits.val, splits.test])
+    task = Task.fit(train[target], splits.kind, form=config.column_formats().get(target, ""))
     for path in config.add:
         added, _ = _read(path, config, config.column_kinds(), notes)
         with error_prefix(path):
@@ -105,8 +104,7 @@ def _with_added(splits: Splits, is_number: bool, classes: set[str]) -> Splits:
             task.encode(added[target])  # raises UserError for a class that the table does not have
             find = partial(is_held_out, held_out=held_out, train=train, config=config)
             known, added = _without_broken(find, added, config.skip_broken, notes)
-        why = f"; {known.sum()} left out, because they stand in the validation or test split" if known.any() else ""
-        notes.append(f"{path}: {(~known).sum()} rows added to the training split{why}")
+        notes.append(f"{path}: {(~known).sum()} rows added to train; {known.sum()} of validation or test left out")
         parts.append(added[~known].set_axis([f"{row} of {path}" for row in added.index[~known]]))
     return replace(splits, train=pd.concat(parts), config=config)
 

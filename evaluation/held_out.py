@@ -43,11 +43,15 @@ def _losses(task: Task, predictions: pd.DataFrame, records: pd.DataFrame) -> np.
     return -np.log(probabilities[np.arange(len(targets)), targets.long().numpy()].clip(1e-6))
 
 
-def _hash(records: pd.DataFrame, paths: list[str]) -> str:
-    """Return a hash of all cells in order.  paths: columns of files, which may be in another folder."""
-    names = {name: records[name].map(lambda cell: Path(cell).name if is_path(cell) else cell) for name in paths}
-    cells = records.assign(**names)[sorted(records.columns)].astype("str")
-    return hashlib.sha256(pd.util.hash_pandas_object(cells, index=False).to_numpy().tobytes()).hexdigest()
+def _hash(records: pd.DataFrame, files: list[str]) -> str:
+    """Return a hash of all cells in order.  files: columns of files, which may be in another folder: their names."""
+    digest = hashlib.sha256()
+    for name in sorted(records.columns):
+        cells = records[name].tolist()
+        if name in files:
+            cells = [Path(cell).name if is_path(cell) else cell for cell in cells]
+        digest.update(f"{name!r}: {cells!r}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def is_worse(new: list[float], old: list[float]) -> bool:

@@ -48,12 +48,15 @@ def is_held_out(added: pd.DataFrame, held_out: pd.DataFrame, train: pd.DataFrame
     """
     kinds = config.column_kinds()
     read = {name: KINDS[kinds[name]].comparable(train[name], config) for name in train if kinds.get(name) in KINDS}
-    theirs, ours = (
-        pd.util.hash_pandas_object(pd.DataFrame({name: key(part[name]) for name, key in read.items()}), index=False)
-        for part in (held_out, added)
-    )
+
+    def keys(part: pd.DataFrame) -> pd.Series:
+        cells = pd.DataFrame({name: comparable(part[name]) for name, comparable in read.items()})
+        floats = dict.fromkeys(cells.select_dtypes("float"), np.float32)  # some programs write fewer digits
+        return pd.util.hash_pandas_object(cells.astype(floats), index=False)
+
+    theirs, ours = keys(held_out), keys(added)
     known = ours.isin(theirs if theirs.nunique() > RICH * len(theirs) else []).to_numpy()
     if config.group:
-        groups = added[config.group].astype("str")
-        known |= (added[config.group].notna() & groups.isin(held_out[config.group].astype("str"))).to_numpy()
+        groups, known_groups = (part[config.group].astype("str") for part in (added, held_out))
+        known = known | (groups.notna() & groups.isin(known_groups)).to_numpy()
     return known

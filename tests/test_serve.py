@@ -863,6 +863,8 @@ def test_the_page_predicts(browser, everything, kind, tmp_path):
         assert browser.find_element(By.CLASS_NAME, "prediction").text.endswith(str(expected["prediction"]))
         shown = browser.find_element(By.CLASS_NAME, "bars").text
         assert all(f"{100 * p:.1f} %" in shown for p in expected["probabilities"].values())
+        chosen = browser.find_element(By.CSS_SELECTOR, ".feedback select option:checked")
+        assert chosen.text == str(expected["prediction"])
         browser.find_element(By.CSS_SELECTOR, ".feedback button").click()
         WebDriverWait(browser, 20).until(lambda b: "Saved" in b.find_element(By.CSS_SELECTOR, ".feedback span").text)
         browser.find_element(By.ID, "file").send_keys(str(tmp_path / "records.jsonl"))
