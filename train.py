@@ -217,11 +217,13 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
     encoded: the columns of the training records.  names: of --model.
     """
     from backbones.settings import pretrained_args
-    from model import build_model, choose_networks, quantile_bins
+    from model import build_model, choose_dropout, choose_networks, quantile_bins
     from trainer import seed_weights
 
     names = choose_networks(names, list(preprocessor.inputs))
     flags = {name: getattr(config.model, name) for name in ("activation", "batch_norm", "dropout")}
+    if flags["dropout"] == -1:
+        flags["dropout"] = choose_dropout(names, bool(task.classes), len(next(iter(encoded.values()))))
     flags |= {"hidden": list(config.model.hidden), **pretrained_args(names, config.model.freeze)}
     args = {**preprocessor.model_args, "out_features": task.out_features, **flags}
     if "numbers" in preprocessor.inputs:
