@@ -1,6 +1,5 @@
 """What simple models reach on the same split: a guess, a linear model, boosted trees."""
 
-import math
 import warnings
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluation.comparison import compare_means, record_losses
 from preprocessing import gather
 from preprocessing.column import evenly_spaced
 
@@ -98,28 +98,24 @@ def compare_with_baselines(task, logits: Tensor, targets: Tensor, baselines: dic
     """Return a sentence if the network is not better than the best baseline beyond noise, otherwise "".
 
     Compared are squared errors, or logarithms of the probability of the class, record by record: the difference is
-    beyond noise if its 95 % interval (normal, paired) does not hold 0.
+    beyond noise if its 95 % interval (see evaluation/comparison.py) does not hold 0.
     """
-    plain = replace(task, temperature=1.0)
-    losses = {name: record_losses(plain, each, targets) for name, each in baselines.items() if name != "guess"}
+    plain, labels = replace(task, temperature=1.0), task.decode(targets).numpy()
+    losses = {
+        name: record_losses(task, plain.activate(each).numpy(), labels)
+        for name, each in baselines.items()
+        if name != "guess"
+    }
     if not losses or len(targets) < 2:
         return ""
-    name = min(losses, key=lambda name: float(losses[name].mean()))
-    own = record_losses(task, logits, targets)
-    difference = own - losses[name]
-    mean, half = float(difference.mean()), 1.96 * float(difference.std()) / math.sqrt(len(targets))
-    if mean + half < 0:
+    name = min(losses, key=lambda name: losses[name].mean())
+    own = record_losses(task, task.activate(logits).numpy(), labels)
+    paired = compare_means(np.stack([own, losses[name]], axis=1))
+    low, high = paired.interval(0, 1)
+    if high < 0:
         return ""
     what = "mean squared error" if task.kind == "regression" else "log-loss"
-    figures = f"{what} {float(own.mean()):.4g} against {float(losses[name].mean()):.4g} on {len(targets)} test rows"
-    if mean - half > 0:
+    figures = f"{what} {paired.values[0]:.4g} against {paired.values[1]:.4g} on {len(targets)} test rows"
+    if low > 0:
         return f"The baseline “{name}” is better than the network: {figures}."
     return f"The network is not better than the baseline “{name}” beyond noise: {figures}."
-
-
-def record_losses(task, logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of each record, (N,): the squared error in the units of the data, or −log p of its class."""
-    values = task.activate(logits)
-    if task.kind == "regression":
-        return (values[:, 0] - task.decode(targets)) ** 2
-    return -values.gather(1, targets.long()[:, None])[:, 0].clamp_min(1e-6).log()

@@ -1,7 +1,7 @@
 """How certain a metric of the test split is: bootstrap intervals, and no more digits than they support."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch import Tensor
@@ -19,27 +19,38 @@ def bootstrap(
     logits: (N, …).  targets: (N,), encoded.  groups: a group of each record. Metrics that are not defined have none.
     """
     labels = task.decode(targets).numpy()
-    compute, random = _weighted_metrics(task, task.activate(logits).numpy(), labels), np.random.default_rng(seed)
-    strata = [np.arange(len(labels))]
-    if task.kind != "regression":
-        strata = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    found: list[dict[str, float]] = []
-    for _ in range(min(DRAWS, max(MIN_DRAWS, WORK // len(labels)))):
-        if codes is not None:
-            count = int(codes.max()) + 1
-            weights = np.bincount(random.integers(0, count, count), minlength=count)[codes]
-        else:
-            weights = np.empty(len(labels))
-            for rows in strata:
-                weights[rows] = np.bincount(random.integers(0, len(rows), len(rows)), minlength=len(rows))
-        found.append(compute(weights.astype(float)))
+    compute = weighted_metrics(task, task.activate(logits).numpy(), labels)
+    strata = None if task.kind == "regression" else labels
+    found = [compute(weights) for weights in draw_weights(len(labels), strata, groups, seed=seed)]
     columns = {name: np.array([each[name] for each in found]) for name in found[0]}
     defined = {name: column[np.isfinite(column)] for name, column in columns.items()}
     return {name: np.percentile(column, [2.5, 97.5]).tolist() for name, column in defined.items() if len(column)}
 
 
-def _weighted_metrics(task, values: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+def draw_weights(
+    count: int, strata: np.ndarray | None = None, groups: np.ndarray | None = None, *, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Yield bootstrap samples of `count` records as weights (N,): how often each record is drawn.
+
+    strata: draw records within each of these labels (N,).  groups: draw whole groups instead, (N,).
+    """
+    random = np.random.default_rng(seed)
+    parts = [np.arange(count)]
+    if strata is not None:
+        parts = [np.flatnonzero(strata == label) for label in np.unique(strata)]
+    codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    for _ in range(min(DRAWS, max(MIN_DRAWS, WORK // count))):
+        if codes is not None:
+            size = int(codes.max()) + 1
+            yield np.bincount(random.integers(0, size, size), minlength=size)[codes].astype(float)
+            continue
+        weights = np.empty(count)
+        for rows in parts:
+            weights[rows] = np.bincount(random.integers(0, len(rows), len(rows)), minlength=len(rows))
+        yield weights
+
+
+def weighted_metrics(task, values: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
     """Return a function from weights (N,) to the metrics of `task.metrics()`."""
     if task.kind == "regression":
         errors = values[:, 0] - targets

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.baselines import record_losses
+from evaluation.comparison import record_losses
 from preprocessing.parsing import canonical_codes
 from preprocessing.targets import stratify_labels
 
@@ -27,7 +27,10 @@ def learning_curve(splits, group: str, seed: int, whole: tuple, fit: Callable) -
             print(f"\nlearning curve: {len(rows)} of {len(splits.train)} training rows", flush=True)
             parts.append((len(rows), fit(replace(splits, train=splits.train.iloc[rows], notes=[]))))
     parts.append((len(splits.train), whole))
-    losses = [record_losses(*each).numpy() for _, each in parts]
+    losses = [
+        record_losses(task, task.activate(logits).numpy(), task.decode(targets).numpy())
+        for _, (task, logits, targets) in parts
+    ]
     is_regression = whole[0].kind == "regression"
 
     def shown(mean: float) -> float:

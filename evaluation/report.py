@@ -227,12 +227,13 @@ def _reproduce(splits, config: Config, metrics: dict) -> str:
     defaults, flags = Config().to_dict(), []
     for group, values in config.to_dict().items():
         changed = {k: v for k, v in values.items() if v != defaults[group][k] and k not in ("out", "resume")}
-        flags += [_flag(name, value) for name, value in changed.items()]
+        flags += [as_flag(name, value) for name, value in changed.items()]
     rows = [[k, metrics[k]] for k in ("epochs", "best_epoch", "device", "threads", "weights_sha256") if k in metrics]
     return f"<p><code>python train.py {html.text(' '.join(flags))}</code></p>" + html.table(rows, ["", ""])
 
 
-def _flag(name: str, value) -> str:
+def as_flag(name: str, value) -> str:
+    """Return a field of config.py as a person writes it on the command line."""
     name = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"

@@ -132,12 +132,21 @@ def evaluate_test(trainer, splits, loaders, config):
         predictions["file"] = predictions.pop("file")  # last, after the predictions
     logits, targets = logits[in_order], targets[in_order]
     groups = splits.test[config.data.group].astype("str").to_numpy() if config.data.group else None
+    if groups is not None:  # for compare.py, which draws whole groups too
+        predictions["group"] = groups
     evaluation = {"intervals": bootstrap(pipeline.task, logits, targets, groups), "baselines": {}, "comparison": ""}
     if config.run.report:
         baselines, their_logits = evaluate_baselines(pipeline.task, pipeline.preprocessor, loaders[0], loader)
         comparison = compare_with_baselines(pipeline.task, logits, targets, their_logits)
         evaluation |= {"baselines": baselines, "comparison": comparison}
     return predictions.rename_axis("row").reset_index(), pipeline.task.evaluate(logits, targets), evaluation
+
+
+def read_predictions(out: Path, task) -> pd.DataFrame:
+    """Read test_predictions.csv of a run. Raises OSError or ValueError if it cannot be read."""
+    is_text = task.kind != "regression" and isinstance(task.classes[0], str)
+    text = {"dtype": dict.fromkeys(("target", "prediction"), str), "keep_default_na": False} if is_text else {}
+    return pd.read_csv(out / "test_predictions.csv", **text)
 
 
 def read_tested(out: Path, trainer, splits, config):
@@ -148,9 +157,7 @@ def read_tested(out: Path, trainer, splits, config):
     task, target = trainer.task, splits.test[splits.target]
     try:
         metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-        is_text = task.kind != "regression" and isinstance(task.classes[0], str)
-        text = {"dtype": dict.fromkeys(("target", "prediction"), str), "keep_default_na": False} if is_text else {}
-        predictions = pd.read_csv(out / "test_predictions.csv", **text)
+        predictions = read_predictions(out, task)
         same = (
             metrics["weights_sha256"] == weights_sha256(trainer.best["state_dict"])
             and metrics["epochs"] == trainer.epoch

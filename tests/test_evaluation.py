@@ -13,7 +13,7 @@ from conftest import quick_run
 from config import Config, DataConfig, RunConfig
 from dataloader import load_splits
 from evaluation.baselines import compare_with_baselines
-from evaluation.intervals import _weighted_metrics, bootstrap, with_interval
+from evaluation.intervals import bootstrap, weighted_metrics, with_interval
 from task import Task
 from train import assemble
 
@@ -41,9 +41,9 @@ def test_the_metrics_of_a_bootstrap_are_those_of_the_task(kind):
     logits, targets = draw(task, 200, np.random.default_rng(0))
     logits = logits.round(decimals=1)  # ties
     values, labels = task.activate(logits).numpy(), task.decode(targets).numpy()
-    found, expected = _weighted_metrics(task, values, labels)(np.ones(200)), task.evaluate(logits, targets)
+    found, expected = weighted_metrics(task, values, labels)(np.ones(200)), task.evaluate(logits, targets)
     assert found == pytest.approx({name: value for name, value in expected.items() if name != "loss"}, abs=1e-6)
-    twice = _weighted_metrics(task, values, labels)(np.r_[np.full(100, 2.0), np.zeros(100)])
+    twice = weighted_metrics(task, values, labels)(np.r_[np.full(100, 2.0), np.zeros(100)])
     half = task.evaluate(logits[:100], targets[:100])
     assert twice == pytest.approx({name: value for name, value in half.items() if name != "loss"}, abs=1e-6)
     for name, (low, high) in bootstrap(task, logits, targets).items():

@@ -24,7 +24,7 @@ LAYERS = (
     {"backbones", "model"},
     {"dataloader", "pipeline", "progress"},
     {"trainer", "evaluation", "serving"},
-    {"train", "predict", "serve", "export"},
+    {"train", "predict", "serve", "compare", "export"},
 )
 SPINE = {"config", "dataloader", "model", "task", "trainer", "pipeline", "errors", "progress"}
 MODULES = set().union(*LAYERS)
@@ -184,7 +184,7 @@ def test_every_command_in_the_readme_runs(tmp_path):
                 if line.startswith("python serve.py"):
                     served.append(forks.Popen(line.split()[1:], stdout=subprocess.PIPE, **options))
                     assert f"at http://127.0.0.1:{line.split('--port ')[1].split()[0]}" in served[-1].stdout.readline()
-                elif re.search(r"(^|\| )python (train|predict|export)\.py|^(curl|cp) ", line):
+                elif re.search(r"(^|\| )python (train|predict|compare|export)\.py|^(curl|cp) ", line):
                     if line.startswith("curl") and not shutil.which("curl"):
                         continue
                     line = line.replace("curl -s", "curl -sf")  # what is no answer is an error
