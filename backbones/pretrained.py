@@ -35,7 +35,7 @@ class Backbone(nn.Module):
         """Return the features (N, width) of a batch."""
         raise NotImplementedError
 
-    def features(self, x: Tensor) -> Tensor:
+    def features_of(self, x: Tensor) -> Tensor:
         """Return the features (N, width) of a batch, or the batch itself if `cache_features` has computed them."""
         if x.dim() == 2 and x.is_floating_point():
             return x
@@ -115,5 +115,5 @@ def _compute(backbone: Backbone, encoded, preprocessor, device: torch.device) ->
     parts = []
     for rows in order.split(BATCH_SIZE):
         inputs = preprocessor.batch({backbone.INPUT: encoded[rows].to(device)})
-        parts.append(backbone.eval().features(inputs[backbone.INPUT]).cpu())
+        parts.append(backbone.eval().features_of(inputs[backbone.INPUT]).cpu())
     return torch.cat(parts)[order.argsort()]
