@@ -49,8 +49,11 @@ class Pretrained(Backbone):
         x = self.encoder(input_ids=tokens, attention_mask=is_token.long()).last_hidden_state  # (N, L, width)
         return (x * is_token[..., None]).sum(dim=1) / is_token.sum(dim=1, keepdim=True)
 
+    def features(self, text: Tensor) -> Tensor:
+        return self.features_of(text)
+
     def forward(self, text: Tensor) -> Tensor:  # (N, L), or features (N, width) → (N, out_features)
-        return self.head(self.features(text))
+        return self.head(self.features_of(text))
 
 
 class PretrainedImage(Backbone):
@@ -89,5 +92,8 @@ class PretrainedImage(Backbone):
             return x.mean(dim=(2, 3))
         return x[:, 0] if self.has_class_token else x.mean(dim=1)  # (N, tokens, width)
 
+    def features(self, image: Tensor) -> Tensor:
+        return self.features_of(image)
+
     def forward(self, image: Tensor) -> Tensor:  # (N, 1 or 3, H, W), or features (N, width) → (N, out_features)
-        return self.head(self.features(image))
+        return self.head(self.features_of(image))

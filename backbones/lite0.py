@@ -89,8 +89,11 @@ class Lite0(Backbone):
     def encode(self, image: Tensor) -> Tensor:
         return self.encoder(self.prepare(image)).mean(dim=(2, 3))
 
+    def features(self, image: Tensor) -> Tensor:
+        return self.features_of(image)
+
     def forward(self, image: Tensor) -> Tensor:  # (N, 1 or 3, H, W), or features (N, 1280) → (N, out_features)
-        return self.head(self.features(image))
+        return self.head(self.features_of(image))
 
 
 def read_weights() -> dict[str, Tensor]:

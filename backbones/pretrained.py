@@ -11,7 +11,8 @@ class Backbone(nn.Module):
     """A pretrained encoder, and a linear layer on its features.
 
     freeze: the encoder stays as it is, in evaluation mode, and its features can be computed once for all records (see
-    `cache_features`). Otherwise it is trained as well, with a learning rate of at most MAX_LR: large steps would
+    `cache_features`); they are scaled to mean 0 and std 1, so that the head learns equally fast on those of any
+    encoder. Otherwise it is trained as well, with a learning rate of at most MAX_LR: large steps would
     destroy what it knows.
     The constructor needs no pretrained weights: `load_state_dict` loads them, or, when a training starts, `start_from`.
     """
@@ -34,17 +35,15 @@ class Backbone(nn.Module):
         """Return the features (N, width) of a batch."""
         raise NotImplementedError
 
-    def features(self, x: Tensor) -> Tensor:
+    def features_of(self, x: Tensor) -> Tensor:
         """Return the features (N, width) of a batch, or the batch itself if `cache_features` has computed them."""
         if x.dim() == 2 and x.is_floating_point():
             return x
-        if self.needs_gradients or torch.compiler.is_exporting():
-            return self.encode(x)
-        return torch.cat([self.encode(part) for part in x.split(BATCH_SIZE)])
-
-    @property
-    def needs_gradients(self) -> bool:
-        return torch.is_grad_enabled() and not self.freeze
+        needs_gradients = torch.is_grad_enabled() and not self.freeze
+        whole = needs_gradients or torch.compiler.is_exporting()
+        parts = [x] if whole or len(x) <= BATCH_SIZE else x.split(BATCH_SIZE)
+        x = torch.cat([self.encode(part) for part in parts])
+        return F.layer_norm(x, (self.width,)) if self.freeze else x
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
@@ -116,5 +115,5 @@ def _compute(backbone: Backbone, encoded, preprocessor, device: torch.device) ->
     parts = []
     for rows in order.split(BATCH_SIZE):
         inputs = preprocessor.batch({backbone.INPUT: encoded[rows].to(device)})
-        parts.append(backbone.eval().features(inputs[backbone.INPUT]).cpu())
+        parts.append(backbone.eval().features_of(inputs[backbone.INPUT]).cpu())
     return torch.cat(parts)[order.argsort()]

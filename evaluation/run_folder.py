@@ -121,7 +121,13 @@ def evaluate_test(trainer, splits, loaders, config):
     """Predict the test split, once; return (a DataFrame of predictions, metrics, {"intervals", "baselines",
     "comparison"})."""
     pipeline, loader = trainer.pipeline, loaders[2]
+    started = time.perf_counter()
     logits, targets = trainer.logits(loader)
+    milliseconds = 1000 * (time.perf_counter() - started) / len(targets)
+    weights = list(pipeline.model.state_dict().values())
+    size = sum(weight.numel() * weight.element_size() for weight in weights) / 1e6
+    how_many = sum(weight.numel() for weight in weights)
+    print(f"\nnetwork: {how_many:,} weights, {size:.1f} MB; {milliseconds:.2g} ms per test record", flush=True)
     if not torch.isfinite(logits).all():
         with error_prefix(splits.sources[2]):
             pipeline.predict_logits(splits.test)  # raises UserError, which names row and column
