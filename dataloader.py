@@ -20,7 +20,7 @@ from preprocessing.column import Cells, Encoded
 from preprocessing.file_formats import settle_formats
 from preprocessing.parsing import check_flat, has_value, without_words
 from preprocessing.preprocessor import layout_of
-from preprocessing.splitting import split_rows
+from preprocessing.splitting import count_rows, split_rows
 from preprocessing.targets import infer_kind, is_missing, numbers_form, stratify_labels, words_that_are_classes
 from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, separator_of, split_folders
 from task import Task
@@ -70,7 +70,8 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     form = config.column_formats().get(target, "")
     kind = infer_kind(table[target], form) if config.task == "auto" else config.task
     shares = {"val": config.val_split if val is None else 0.0, "test": config.test_split if test is None else 0.0}
-    labels = stratify_labels(table[target], kind, 1 + sum(share > 0 for share in shares.values()), form)
+    sizes = count_rows(len(table), shares)
+    labels = stratify_labels(table[target], kind, 1 + sum(size > 0 for size in sizes.values()), form)
     train_rows, val_rows, test_rows = split_rows(table, target, labels, config, shares, seed)
     # Reorder column by column to avoid a second copy in memory; the splits are views.
     table, order = table.copy(deep=False), np.concatenate([train_rows, val_rows, test_rows])

@@ -13,6 +13,17 @@ from preprocessing.parsing import canonical_codes
 GROUP_DRAWS = 100  # of whole groups; the best is taken
 
 
+def count_rows(count: int, shares: dict[str, float]) -> dict[str, int]:
+    """Return the rows of each split by its share. Raises UserError if they leave fewer than 2 for training."""
+    sizes = {name: math.ceil(share * count) if share else 0 for name, share in shares.items()}
+    if count - sum(sizes.values()) < 2:
+        raise UserError(
+            f"{count} rows are too few to split into train, validation and test: give more rows, "
+            "or --val-data and --test-data."
+        )
+    return sizes
+
+
 def split_rows(
     table: pd.DataFrame, target: str, labels: np.ndarray | None, config: DataConfig, shares: dict[str, float], seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -23,12 +34,7 @@ def split_rows(
     a file is given. Raises UserError if there are too few rows.
     """
     count = len(table)
-    sizes = {name: math.ceil(share * count) if share else 0 for name, share in shares.items()}
-    if count - sum(sizes.values()) < 2:
-        raise UserError(
-            f"{count} rows are too few to split into train, validation and test: give more rows, "
-            "or --val-data and --test-data."
-        )
+    sizes = count_rows(count, shares)
     if labels is not None and not (config.group or config.time):
         classes = labels.max() + 1
         if any(0 < size < classes for size in sizes.values()):

@@ -195,7 +195,8 @@ def test_grey_images_have_one_channel_and_large_ones_are_limited(tmp_path):
         Image.new("L", (500, 400), 50 * i).save(tmp_path / f"{i}.png")
     fitted, pixels = fit(column([str(path) for path in tmp_path.iterdir()]))
     assert (fitted.size, fitted.channels) == (128, 1) and pixels.shape == (3, 1, 128, 128)
-    assert ImageColumn.model_args([fitted]) == {"in_channels": 1, "image_size": 128}
+    args = ImageColumn.model_args([fitted])
+    assert (args["in_channels"], args["image_size"], args["image_mean"]) == (1, 128, fitted.mean)
     assert fitted.max_examples == 4 and fit(column([str(tmp_path / "0.png")]), image_size=64)[0].max_examples == 16
 
 
