@@ -1,6 +1,7 @@
 """Encoders of Hugging Face for texts and images, if the `transformers` library is installed: --model hf:NAME."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.pretrained import Backbone, ImageInput
@@ -17,7 +18,15 @@ def build_encoder(config: dict) -> nn.Module:
     return AutoModel.from_config(AutoConfig.for_model(**config))
 
 
-class Pretrained(Backbone):
+class Encoder(Backbone):
+    """What encoders of texts and images share. Their features have any scale; frozen ones are scaled to mean 0 and std
+    1 in each record, so that a head learns equally fast on all of them."""
+
+    def scale(self, x: Tensor) -> Tensor:  # (N, width)
+        return F.layer_norm(x, (self.width,)) if self.freeze else x
+
+
+class Pretrained(Encoder):
     """An encoder of texts, and a head on the mean of its tokens.
 
     encoder: the encoder's configuration, which is enough to build it.
@@ -47,7 +56,7 @@ class Pretrained(Backbone):
         is_token = text != self.padding
         tokens = text.masked_fill(~is_token, 0)  # any id; masked below
         x = self.encoder(input_ids=tokens, attention_mask=is_token.long()).last_hidden_state  # (N, L, width)
-        return (x * is_token[..., None]).sum(dim=1) / is_token.sum(dim=1, keepdim=True)
+        return self.scale((x * is_token[..., None]).sum(dim=1) / is_token.sum(dim=1, keepdim=True))
 
     def features(self, text: Tensor) -> Tensor:
         return self.features_of(text)
@@ -56,7 +65,7 @@ class Pretrained(Backbone):
         return self.head(self.features_of(text))
 
 
-class PretrainedImage(Backbone):
+class PretrainedImage(Encoder):
     """An encoder of images, and a head on its class token, or else on the mean over the image.
 
     image_encoder: {"config": the encoder's configuration, "size", "mean", "std", "mode": its images, see ImageInput}.
@@ -89,8 +98,8 @@ class PretrainedImage(Backbone):
     def encode(self, image: Tensor) -> Tensor:  # (N, 1 or 3, H, W) → (N, width)
         x = self.encoder(pixel_values=self.prepare(image)).last_hidden_state
         if x.dim() == 4:  # (N, width, H, W) of a convolutional network
-            return x.mean(dim=(2, 3))
-        return x[:, 0] if self.has_class_token else x.mean(dim=1)  # (N, tokens, width)
+            return self.scale(x.mean(dim=(2, 3)))
+        return self.scale(x[:, 0] if self.has_class_token else x.mean(dim=1))  # (N, tokens, width)
 
     def features(self, image: Tensor) -> Tensor:
         return self.features_of(image)

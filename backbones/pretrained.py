@@ -11,8 +11,7 @@ class Backbone(nn.Module):
     """A pretrained encoder, and a linear layer on its features.
 
     freeze: the encoder stays as it is, in evaluation mode, and its features can be computed once for all records (see
-    `cache_features`); they are scaled to mean 0 and std 1, so that the head learns equally fast on those of any
-    encoder. Otherwise it is trained as well, with a learning rate of at most MAX_LR: large steps would
+    `cache_features`). Otherwise it is trained as well, with a learning rate of at most MAX_LR: large steps would
     destroy what it knows.
     The constructor needs no pretrained weights: `load_state_dict` loads them, or, when a training starts, `start_from`.
     """
@@ -42,8 +41,7 @@ class Backbone(nn.Module):
         needs_gradients = torch.is_grad_enabled() and not self.freeze
         whole = needs_gradients or torch.compiler.is_exporting()
         parts = [x] if whole or len(x) <= BATCH_SIZE else x.split(BATCH_SIZE)
-        x = torch.cat([self.encode(part) for part in parts])
-        return F.layer_norm(x, (self.width,)) if self.freeze else x
+        return torch.cat([self.encode(part) for part in parts])
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
@@ -99,13 +97,14 @@ def parameter_groups(model: nn.Module, lr: float) -> list[dict]:
 def cache_features(model: nn.Module, datasets: list, preprocessor, device: torch.device) -> bool:
     """Compute the features of frozen backbones once for all records; return whether there were any.
 
-    datasets: of encoded records, see TensorBatches.
+    datasets: of encoded records, see TensorBatches; others are left as they are.  preprocessor: None if there is none.
     """
     frozen = [module for module in model.modules() if isinstance(module, Backbone) and module.freeze]
+    datasets = [dataset for dataset in datasets if isinstance(getattr(dataset, "inputs", None), dict)]
     for backbone in frozen:
         for dataset in datasets:
             dataset.features[backbone.INPUT] = _compute(backbone, dataset.inputs[backbone.INPUT], preprocessor, device)
-    return bool(frozen)
+    return bool(frozen and datasets)
 
 
 @torch.no_grad()
@@ -114,6 +113,7 @@ def _compute(backbone: Backbone, encoded, preprocessor, device: torch.device) ->
     order = torch.arange(len(encoded)) if lengths is None else lengths.argsort(stable=True)
     parts = []
     for rows in order.split(BATCH_SIZE):
-        inputs = preprocessor.batch({backbone.INPUT: encoded[rows].to(device)})
+        inputs = {backbone.INPUT: encoded[rows].to(device)}
+        inputs = inputs if preprocessor is None else preprocessor.batch(inputs)
         parts.append(backbone.eval().features_of(inputs[backbone.INPUT]).cpu())
     return torch.cat(parts)[order.argsort()]

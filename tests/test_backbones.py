@@ -15,13 +15,16 @@ from torch import nn
 import backbones.lite0 as lite0
 from backbones.lite0 import Lite0, MBConv, efficientnet_lite0
 from backbones.pretrained import Backbone, ImageInput, cache_features, parameter_groups
-from config import DataConfig, ModelConfig, TrainConfig
+from config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dataloader import TensorBatches, make_loader
 from errors import UserError
 from export import Options, export
 from model import build_model
 from pipeline import Pipeline
+from preprocessing.ragged import Ragged
+from task import Task
 from train import resume_config
-from trainer import build_lr_scheduler, build_optimizer
+from trainer import Trainer, build_lr_scheduler, build_optimizer
 
 FROZEN, TUNED = ModelConfig(model="lite0", freeze=True), ModelConfig(model="lite0", fine_tune=True)
 ARGS = {"image_size": 16, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "out_features": 3, "dropout": 0.0}
@@ -204,6 +207,18 @@ def test_flags_that_do_not_fit_are_refused(tmp_path, photos):
             image_run(tmp_path / "run", photos, ModelConfig(**{flag: True}))
 
 
+def test_overfits_32_samples():
+    model = build_model(["lite0"], ARGS | {"freeze": False})
+    model.start_from()
+    task = Task.fit(pd.Series(list("abc") * 11))
+    inputs, targets = {"image": torch.randn(32, 3, 16, 16)}, torch.arange(32) % 3
+    loader = make_loader(inputs, targets, 32, shuffle=True)
+    config = TrainConfig(epochs=60, lr=1e-2, weight_decay=0.0, scheduler="none", patience=0)
+    trainer = Trainer(Pipeline(model, task), config, RunConfig(threads=1))
+    history = trainer.fit(loader, loader)
+    assert history["train/loss"].min() < 0.02  # batch norm has not yet seen enough for evaluation mode
+
+
 @pytest.mark.parametrize("kind", ["frozen", "fine-tuned"])
 def test_any_batch_size_gives_the_same_features(kind, small_weights):
     model = Lite0(**ARGS, freeze=kind == "frozen").eval()
@@ -245,9 +260,6 @@ def test_cached_features_stand_in_for_texts_of_different_lengths():
 
         def encode(self, text):
             return torch.stack([(text == i).sum(dim=1) for i in range(1, 5)], dim=1).float()
-
-    from dataloader import TensorBatches
-    from preprocessing.ragged import Ragged
 
     rows = [[1], [2] * 40, [3, 4], [1, 2, 3], [4] * 9]
     dataset = TensorBatches({"text": Ragged.from_rows(rows)}, torch.zeros(5))
