@@ -105,6 +105,8 @@ class DataConfig:
     """Rows with the same value in this column stay in the same split."""
     time: str = ""
     """Split by this column: the newest rows are the test split, those before them validation."""
+    keep_duplicates: bool = False
+    """Split equal rows, texts and images as they come; by default they stay in the same split."""
     batch_size: int = 0
     """Rows per step; 0 = chosen from the number of training rows."""
     drop_nulls: bool = False

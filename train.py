@@ -186,7 +186,9 @@ def _build_network(preprocessor, encoded: dict, task, config: Config, notes: lis
 
 def resume_config(path: str) -> Config:
     """Return the flags of the run that wrote `path` (a last.pt), to continue from there in its folder."""
-    config = Config.from_dict(_training_state(path)["config"])
+    state = _training_state(path)["config"]
+    state["data"].setdefault("keep_duplicates", True)  # a run from before this flag: the split stays what it was
+    config = Config.from_dict(state)
     return replace(config, run=replace(config.run, resume=path, out=str(Path(path).parent)))
 
 
