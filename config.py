@@ -110,6 +110,8 @@ class DataConfig:
     folds: int = 0
     """Cross-validation: train on each of so many folds in turn, evaluate on all rows, and keep the models as one
     ensemble; 0 = one split."""
+    keep_duplicates: bool = False
+    """Split equal rows, texts and images as they come; by default they stay in the same split."""
     batch_size: int = 0
     """Rows per step; 0 = chosen from the number of training rows."""
     drop_nulls: bool = False

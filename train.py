@@ -241,8 +241,9 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
 
 def resume_config(path: str) -> Config:
     """Return the flags of the run that wrote `path` (a last.pt), to continue from there in its folder."""
-    config = Config.from_dict(_training_state(path)["config"])
-    folder = Path(path).parent
+    state, folder = _training_state(path)["config"], Path(path).parent
+    state["data"].setdefault("keep_duplicates", True)  # a run from before this flag: the split stays what it was
+    config = Config.from_dict(state)
     out = folder.parent if config.data.folds else folder
     return replace(config, run=replace(config.run, resume=path, out=str(out)))
 

@@ -13,6 +13,7 @@ from evaluation.intervals import with_interval
 from evaluation.run_folder import SAMPLE_ROWS, write_metrics, write_sample
 from pipeline import Pipeline, atomic_write, weights_sha256
 from preprocessing.column import evenly_spaced
+from preprocessing.copies import find_copies
 from preprocessing.parsing import canonical_codes
 from preprocessing.targets import stratify_labels
 
@@ -23,17 +24,22 @@ def make_folds(splits, folds: int, group: str, seed: int) -> list:
     """Return the Splits of each fold. Of k folds, number i is the test split of the i-th model, the next one its
     validation split, and all others its training split: no row decides anything about a model that is tested on it.
 
-    Classes keep their shares, and rows with the same value in the column `group` stay in one fold.
+    Classes keep their shares. Rows with the same value in the column `group`, or copies of a row, stay in one fold.
     Raises UserError for too few rows or groups.
     """
     table = pd.concat([splits.train, splits.val, splits.test])
     form = splits.config.column_formats().get(splits.target, "")
     labels = stratify_labels(table[splits.target], splits.kind, 3, form)
-    groups = canonical_codes(table[group])[0] if group else np.arange(len(table))
+    copies = None
+    if not group and not splits.config.keep_duplicates:
+        copies = find_copies(table.drop(columns=splits.target), splits.config)
+    alone = np.arange(len(table)) if copies is None else copies
+    groups = canonical_codes(table[group])[0] if group else alone
     if len(np.unique(groups)) < folds:
         what = f"{groups.max() + 1} groups" if group else f"{len(table)} rows"
         raise UserError(f"--folds {folds}: {what} are too few: give fewer folds.")
-    fold_of = _assign(groups, np.zeros(len(table), int) if labels is None else labels, folds, seed)
+    labels = np.zeros(len(table), int) if labels is None else labels
+    fold_of = _assign_groups(groups, labels, folds, seed) if group else _assign(groups, labels, folds, seed)
     found = []
     for i in range(folds):
         test, val = fold_of == i, fold_of == (i + 1) % folds
@@ -42,16 +48,18 @@ def make_folds(splits, folds: int, group: str, seed: int) -> list:
     return found
 
 
-def _assign(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each row: groups are dealt out in random order, class by class, the largest first."""
-    rows = np.bincount(groups)
-    class_of = np.zeros(len(rows), int)
-    class_of[groups] = labels  # of a group with several classes, one
-    if len(rows) == len(groups):  # each group is a row
-        order = np.lexsort((np.random.default_rng(seed).permutation(len(rows)), class_of))
-        of_group = np.empty(len(rows), int)
-        of_group[order] = np.arange(len(rows)) % folds
-        return of_group[groups]
+def _assign(units: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each row: rows, or copies of a row, are dealt out in random order, class by class."""
+    class_of = np.zeros(units.max() + 1, int)
+    class_of[units] = labels
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(class_of)), class_of))
+    of_unit = np.empty(len(class_of), int)
+    of_unit[order] = np.arange(len(class_of)) % folds
+    return of_unit[units]
+
+
+def _assign_groups(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each row, so that groups stay whole and classes keep their shares."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     fold_of = np.empty(len(groups), int)

@@ -42,6 +42,17 @@ def to_tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.require(values, requirements="W"))
 
 
+def hash_cells(values: pd.Series) -> np.ndarray:
+    """Return a 64-bit hash of each cell: 1 and 1.0 are equal, texts only if all their characters are."""
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        if np.nanmax(np.abs(numbers), initial=0) < 2**53:  # larger whole numbers would lose their last digits
+            return pd.util.hash_array(numbers + 0.0)  # -0.0 is 0.0
+    elif isinstance(values.dtype, pd.StringDtype):
+        return pd.util.hash_pandas_object(values, index=False).to_numpy()
+    return pd.util.hash_pandas_object(values.map(str, na_action="ignore").astype("str"), index=False).to_numpy()
+
+
 class Cells:
     """The training cells of one column, with what several kinds need to recognise themselves, computed once."""
 
@@ -92,6 +103,7 @@ class Column:
     file_endings: ClassVar[tuple[str, ...]] = ()  # of files that can be one cell each
     path_cells: ClassVar[bool] = False  # cells may be file names, relative to the folder of their table
     long_cells: ClassVar[bool] = False  # a cell may be as long as a book
+    is_content: ClassVar[bool] = False  # equal cells are copies rather than a coincidence
     encodes_outside_graph: ClassVar[bool] = False  # an exported graph takes ids that only `encode` can make
     max_examples: int = 16  # records that a checkpoint keeps for its self-check
     onnx_keys: tuple | list = ()  # strings that an exported graph maps to 1, 2, …
@@ -107,6 +119,11 @@ class Column:
     def id_reason(cls, cells: Cells, config: DataConfig) -> str:
         """Tell why a column of this kind is only an identifier, from which nothing can be learned; "" if it is not."""
         return ""
+
+    @classmethod
+    def keys(cls, values: pd.Series) -> np.ndarray:
+        """Return a hash of each cell, uint64 (N,), equal for equal cells."""
+        return hash_cells(values)
 
     @classmethod
     def fit(cls, values: pd.Series, config: DataConfig) -> Self:

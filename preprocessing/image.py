@@ -22,6 +22,7 @@ from preprocessing.pixels import (
     GREY_MODES,
     MANY_IMAGES,
     decode,
+    hash_content,
     image_bytes,
     is_image,
     is_missing,
@@ -52,6 +53,7 @@ class ImageColumn(Column):
     read_rows: ClassVar[int] = 256
     file_endings: ClassVar[tuple[str, ...]] = ENDINGS
     path_cells: ClassVar[bool] = True
+    is_content: ClassVar[bool] = True
 
     @classmethod
     def detect(cls, cells: Cells, config: DataConfig) -> bool:
@@ -65,6 +67,10 @@ class ImageColumn(Column):
                 return False
             found = True
         return found
+
+    @classmethod
+    def keys(cls, values: pd.Series) -> np.ndarray:
+        return hash_content(values)
 
     @classmethod
     def fit_encode(

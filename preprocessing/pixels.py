@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import os
 import shutil
@@ -9,6 +10,7 @@ import struct
 import tempfile
 import threading
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,27 @@ def image_bytes(cell: str | bytes) -> bytes:
     if isinstance(cell, bytes):
         return cell
     return base64.b64decode(cell.partition(",")[2]) if is_data_url(cell) else Path(cell).read_bytes()
+
+
+def hash_content(values: pd.Series) -> np.ndarray:
+    """Return a hash of the bytes of each image, uint64 (N,). Files whose size no other one has are not read."""
+    cells, sizes = values.tolist(), {}
+    for cell in set(filter(is_path, cells)):
+        with contextlib.suppress(OSError, ValueError):
+            sizes[cell] = os.stat(cell).st_size
+    shared = {size for size, count in Counter(sizes.values()).items() if count > 1}
+
+    def content(cell) -> bytes:
+        if not is_path(cell) or sizes.get(cell) in shared:
+            with contextlib.suppress(OSError, ValueError, TypeError):  # unreadable images are reported when decoded
+                return image_bytes(cell)
+        return f"{sizes.get(cell, cell)} bytes".encode("utf-8", "replace")
+
+    def digest(cell) -> int:
+        return int.from_bytes(hashlib.blake2b(content(cell), digest_size=8).digest(), "little")
+
+    with ThreadPoolExecutor(count_cores()) as pool:
+        return np.fromiter(pool.map(digest, cells), dtype=np.uint64, count=len(cells))
 
 
 def to_data_url(pixels: np.ndarray) -> str:

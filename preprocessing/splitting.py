@@ -1,4 +1,7 @@
-"""Split rows into train, validation and test: at random with the shares of classes, by groups, or by time."""
+"""Split rows into train, validation and test: at random with the shares of classes, by groups, or by time.
+
+Copies of a record stay in the same split.
+"""
 
 import math
 
@@ -7,6 +10,7 @@ import pandas as pd
 
 from config import DataConfig
 from errors import UserError
+from preprocessing.copies import find_copies
 from preprocessing.file_formats import to_moments
 from preprocessing.parsing import canonical_codes
 
@@ -25,13 +29,20 @@ def count_rows(count: int, shares: dict[str, float]) -> dict[str, int]:
 
 
 def split_rows(
-    table: pd.DataFrame, target: str, labels: np.ndarray | None, config: DataConfig, shares: dict[str, float], seed: int
+    table: pd.DataFrame,
+    target: str,
+    labels: np.ndarray | None,
+    config: DataConfig,
+    shares: dict[str, float],
+    seed: int,
+    notes: list[str],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the positions of train, validation and test rows: disjoint, and together all rows.
 
-    Classes keep their shares in every split. A --group stays whole; --time puts the newest rows in the test split.
+    Classes keep their shares in every split, and copies of a record are in the same one. A --group stays whole; --time
+    puts the newest rows in the test split.
     labels: the class of each row as an integer from 0; None for regression.  shares: {"val", "test"} of all rows, 0 if
-    a file is given. Raises UserError if there are too few rows.
+    a file is given.  notes: gets a line if there are copies. Raises UserError if there are too few rows.
     """
     count = len(table)
     sizes = count_rows(count, shares)
@@ -46,7 +57,55 @@ def split_rows(
         return _split_by_group(table[config.group], table[target], labels, sizes, seed)
     train, test = _split_off(train, sizes["test"], labels, seed)
     train, val = _split_off(train, sizes["val"], labels, seed)
-    return train, val, test
+    copies = None
+    if any(sizes.values()) and not config.keep_duplicates:
+        copies = find_copies(table.drop(columns=target), config)
+    return (train, val, test) if copies is None else _keep_together((train, val, test), copies, labels, seed, notes)
+
+
+def _keep_together(parts: tuple, copies: np.ndarray, labels: np.ndarray | None, seed: int, notes: list[str]) -> tuple:
+    """Move rows between splits until equal ones are in the same split; classes keep their numbers of rows.
+
+    A group of equal rows goes where its first row is. What exceeds a class's rows of validation and test goes to
+    training, the largest groups first; what is then lacking there comes from training, the smallest groups first.
+    copies: a code per row, equal for equal rows.
+    """
+    split_of = np.concatenate([np.full(len(rows), i) for i, rows in enumerate(parts)])[
+        np.argsort(np.concatenate(parts))
+    ]
+    labels = np.zeros(len(copies), int) if labels is None else labels
+    classes, sizes, random = labels.max() + 1, np.bincount(copies), np.random.default_rng(seed)
+    quota = np.bincount(split_of * classes + labels, minlength=3 * classes)
+    home = split_of[np.unique(copies, return_index=True)[1]]  # the split of each group
+    pairs, rows = np.unique(copies * classes + labels, return_counts=True)
+    group, label = np.divmod(pairs, classes)
+    is_pure, tie = np.bincount(group)[group] == 1, random.permutation(len(sizes))[group]
+    size, cell = sizes[group], home[group] * classes + label
+    order = np.lexsort((tie, np.where(size == 1, len(copies), size), cell))
+    exceeds = (_running(rows[order], cell[order]) > quota[cell[order]]) & (home[group[order]] > 0)
+    home[group[order[exceeds]]] = 0
+    for split in (2, 1):
+        there = home[group] == split
+        lacking = quota[split * classes + np.arange(classes)] - np.bincount(label[there], rows[there], classes)
+        free = np.flatnonzero((home[group] == 0) & is_pure)
+        order = free[np.lexsort((tie[free], size[free], label[free]))]
+        home[group[order[_running(rows[order], label[order]) <= lacking[label[order]]]]] = split
+    found = tuple(np.flatnonzero(home[copies] == split) for split in range(3))
+    if any(len(rows) and not len(kept) for rows, kept in zip(parts, found, strict=True)):
+        return parts  # a few large groups cannot fill the splits
+    notes.append(
+        f"{(sizes[copies] > 1).sum()} rows equal another one: equal rows are in the same split (--keep-duplicates "
+        "splits them as they come)"
+    )
+    return found
+
+
+def _running(rows: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Return the running sum of `rows` within each cell; equal cells stand together."""
+    total = rows.cumsum()
+    start = np.flatnonzero(np.r_[True, cell[1:] != cell[:-1]]) if len(cell) else np.zeros(0, int)
+    before = (total - rows)[start]
+    return total - np.repeat(before, np.diff(np.r_[start, len(cell)]))
 
 
 def _split_off(rows, size: int, labels, seed: int) -> tuple[np.ndarray, np.ndarray]:

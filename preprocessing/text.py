@@ -68,6 +68,7 @@ class TextColumn(Column):
     read_rows: ClassVar[int] = 1024
     file_endings: ClassVar[tuple[str, ...]] = (".txt",)
     long_cells: ClassVar[bool] = True
+    is_content: ClassVar[bool] = True
     encodes_outside_graph: ClassVar[bool] = True
     unknown_cells: ClassVar[str] = "texts empty or without known words"
 

@@ -330,3 +330,25 @@ def test_the_format_of_the_column_that_splits_by_time():
     splits = load_splits(config, 0, table)
     assert splits.test.index.min() > splits.train.index.max()
     assert fit_splits(splits, splits.config, Task.fit(splits.train["y"]))[1].names == ["x"]
+
+
+def test_copies_stay_in_one_split_and_other_rows_where_they_were():
+    table = table_for("binary").drop(columns="customer_id")
+    copies = pd.concat([table, table.head(60)], ignore_index=True)
+    splits = load_splits(DataConfig(target="binary"), 0, copies)
+    parts = [set(part["remark"]) for part in (splits.train, splits.val, splits.test)]
+    assert sum(map(len, parts)) == len(table)
+    assert any("--keep-duplicates" in note for note in splits.notes)
+    as_they_come = load_splits(DataConfig(target="binary", keep_duplicates=True), 0, copies)
+    assert set(as_they_come.train["remark"]) & set(as_they_come.test["remark"])
+    for part in ("train", "val", "test"):
+        without, kept = (load_splits(DataConfig(target="binary", keep_duplicates=k), 0, table) for k in (False, True))
+        assert getattr(without, part).index.tolist() == getattr(kept, part).index.tolist()
+
+
+def test_equal_rows_of_few_possible_ones_are_no_copies():
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"a": random.choice(list("xyz"), 300), "b": random.choice(list("uvw"), 300)})
+    table["binary"] = random.choice(["high", "low"], 300)
+    splits = load_splits(DataConfig(target="binary"), 0, table)
+    assert not any("--keep-duplicates" in note for note in splits.notes)

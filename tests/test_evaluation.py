@@ -131,7 +131,7 @@ def test_a_column_that_gives_the_target_away_is_found():
 def test_records_in_two_splits_are_found():
     table = clean_table()
     copies = pd.concat([table, table.iloc[:150]], ignore_index=True)
-    found = audit_of(copies, target="y")
+    found = audit_of(copies, target="y", keep_duplicates=True)
     row, twin = map(int, re.search(r"row (\d+), which equals row (\d+)", found["duplicates"]).groups())
     assert row != twin and copies.loc[row].equals(copies.loc[twin])
     changed = table.iloc[:150].assign(y=lambda t: t["y"].map({"yes": "no", "no": "yes"}))
@@ -146,8 +146,8 @@ def test_copies_of_texts_and_of_images_are_found(digit_files):
     words = np.array(["red", "green", "blue", "old", "new", "shoe", "hat", "coat", "cheap", "fine", "worn", "warm"])
     texts = [" ".join(random.choice(words, 9)) for _ in range(300)]
     table = pd.DataFrame({"text": texts + texts[:100], "y": ["a", "b"] * 200})
-    assert "duplicates" in audit_of(table, target="y", text=("text",))
-    assert "duplicates" in audit_of(None, data=str(digit_files))
+    assert "duplicates" in audit_of(table, target="y", text=("text",), keep_duplicates=True)
+    assert "duplicates" in audit_of(None, data=str(digit_files), keep_duplicates=True)
 
 
 @pytest.fixture

@@ -56,6 +56,14 @@ def test_a_group_stays_in_one_fold():
         assert sum(map(len, parts)) == 40
 
 
+def test_copies_of_a_row_stay_in_one_fold():
+    table = table_for("binary")
+    table = pd.concat([table, table.head(30)], ignore_index=True)
+    for fold in folds_of(table):
+        parts = [set(part["remark"]) for part in (fold.train, fold.val, fold.test)]
+        assert sum(map(len, parts)) == 240
+
+
 @pytest.mark.parametrize("kind", TASKS)
 def test_all_rows_are_predicted_by_models_that_had_not_seen_them(cross_validated, kind):
     run, table = cross_validated[kind], table_for(kind)
