@@ -470,6 +470,9 @@ class Trainer:
         self.samples, self.history, self.best = state["samples"], list(state["history"]), state["best"]
         self.loss_sum.fill_(state["loss_sum"])
         self._generator = state["generator"] if self.next_batch else None
+        if 0 < self.steps <= self.warmup_steps:  # the rate of the last step: of a whole epoch, none may be left
+            for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+                group["lr"] = peak * (self.steps / self.warmup_steps)
         with warnings.catch_warnings():  # torch warns that the scheduler steps before the optimizer
             warnings.simplefilter("ignore")
             if self.config.scheduler == "OneCycleLR" and self.steps:

@@ -354,3 +354,19 @@ def test_a_full_disk_costs_no_earlier_save(tmp_path, capsys):
         train(config.data, config.model, replace(config.training, epochs=5), config.run, table=TABLE)
     resumed = train(config.data, config.model, replace(config.training, epochs=5), config.run, table=TABLE)
     assert len(resumed.history) == 5
+
+
+def test_a_run_that_was_saved_after_the_last_step_of_an_epoch_keeps_its_learning_rate(tmp_path, monkeypatch):
+    """In the warm-up the rate is set before a step, and there is none left in this epoch."""
+    whole = quick_run(tmp_path / "whole", table_for("binary"), warmup=2)
+    monkeypatch.setattr("trainer.SAVE_SECONDS_IN_EPOCH", -1.0)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+
+        def stop(self, loader):
+            raise InterruptedError
+
+        patch.setattr("trainer.Trainer.evaluate", stop)
+        quick_run(tmp_path / "killed", table_for("binary"), warmup=2)
+    killed = quick_run(tmp_path / "killed", table_for("binary"), warmup=2, resume=str(tmp_path / "killed" / "last.pt"))
+    assert killed.history["lr"].tolist() == whole.history["lr"].tolist()
+    assert fingerprint(tmp_path / "whole") == fingerprint(tmp_path / "killed")
