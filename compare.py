@@ -94,8 +94,7 @@ def read_run(folder: str) -> Scored:
         metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
         task = from_plain(Task, state["task"])
         table = read_predictions(out, task).set_index("row")
-        names = ["prediction"] if task.kind == "regression" else [f"probability_{name}" for name in task.classes]
-        values = table[names].to_numpy(float)
+        values = task.from_columns(table)
         targets = task.decode(task.encode(table["target"])).numpy()
         trained = metrics["weights_sha256"] == state["weights_sha256"]
         seconds = float(metrics["seconds"])
@@ -165,7 +164,7 @@ def _check_records(first: Scored, other: Scored) -> None:
 
 def _split_flags(first: Scored, other: Scored) -> str:
     ours, theirs = (
-        Config.from_dict({**run.config}).to_dict()["data"] | {"seed": run.config["training"]["seed"]}
+        Config.from_dict(run.config).to_dict()["data"] | {"seed": run.config["training"]["seed"]}
         for run in (first, other)
     )
     from evaluation.report import as_flag

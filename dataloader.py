@@ -72,7 +72,7 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     shares = {"val": config.val_split if val is None else 0.0, "test": config.test_split if test is None else 0.0}
     sizes = count_rows(len(table), shares)
     labels = stratify_labels(table[target], kind, 1 + sum(size > 0 for size in sizes.values()), form)
-    train_rows, val_rows, test_rows = split_rows(table, target, labels, config, shares, seed, notes)
+    train_rows, val_rows, test_rows = split_rows(table, target, labels, config, sizes, seed, notes)
     # Reorder column by column to avoid a second copy in memory; the splits are views.
     table, order = table.copy(deep=False), np.concatenate([train_rows, val_rows, test_rows])
     for i, name in enumerate(table.columns):

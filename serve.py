@@ -71,8 +71,8 @@ def serve(options: Options) -> None:
     is_local = ipaddress.ip_address(host.split("%")[0]).is_loopback
     if not key and not is_local:
         print(
-            f"warning: --host {options.host} without an API key: whoever reaches this address can use the model, read "
-            "its reports and reload it. Set API_KEY, or --host 127.0.0.1.",
+            f"warning: --host {options.host} without an API key: anyone who reaches this address can use the model, "
+            "read its reports and reload it. Set API_KEY, or --host 127.0.0.1.",
             file=sys.stderr,
         )
     host = f"[{host}]" if ":" in host else host

@@ -280,6 +280,11 @@ class Task:
             **{f"probability_{c}": values[:, i] for i, c in enumerate(self.classes)},
         }
 
+    def from_columns(self, predictions: pd.DataFrame) -> np.ndarray:
+        """Undo `to_columns`: return float64 probabilities (N, number of classes), or values (N, 1)."""
+        names = ["prediction"] if self.kind == "regression" else [f"probability_{c}" for c in self.classes]
+        return predictions[names].to_numpy(float, copy=True)
+
     def to_json(self, logits: Tensor) -> list[dict]:
         """Return predictions for JSON: {"prediction": …, "probability": …, "probabilities": {class: p}}."""
         activated = self.activate(logits)

@@ -71,7 +71,7 @@ def _train_folds(splits, config: Config) -> Run:
 
     data, training, runs = config.data, config.training, []
     training = replace(training, time_budget=training.time_budget / data.folds)
-    folds = make_folds(splits, data.folds, data.group, training.seed)
+    folds = make_folds(splits, training.seed)
     with open_run_folder(config.run, splits.sources[0]) as out:
         for number, fold in enumerate(folds, start=1):
             print(f"{'' if number == 1 else chr(10)}fold {number} of {data.folds}", flush=True)
@@ -119,7 +119,6 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         history = trainer.fit(*loaders[:2])
         logits, targets = trainer.logits(loaders[1])
         pipeline.task = trainer.task = calibrate(pipeline.task, logits, targets, config.training.monitor)
-        pipeline.save(out / "best.pt")
         val = pipeline.task.evaluate(logits, targets)
         tested = read_tested(out, trainer, splits, config) if state else None
         predictions, test, evaluation = tested or evaluate_test(trainer, splits, loaders, config)
@@ -127,9 +126,9 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         pipeline.save(out / "best.pt")
         planned = replace(config, training=trainer.config)
         diagnosis = diagnose(history, val, test, evaluation, pipeline.task, splits, planned)
-        if config.run.learning_curve and not fold:
+        if config.run.learning_curve and not fold and not tested:
             whole, fit = (pipeline.task, logits, targets), partial(_fit_part, config=planned, pipeline=pipeline)
-            curve, sentence = learning_curve(splits, config.data.group, config.training.seed, whole, fit)
+            curve, sentence = learning_curve(splits, config.training.seed, whole, fit)
             evaluation["learning_curve"] = curve
             diagnosis.append(sentence)
         result = Run(pipeline, history, val, test, evaluation["intervals"], predictions, out, diagnosis)

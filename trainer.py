@@ -203,13 +203,17 @@ class Trainer:
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if self.steps < self.warmup_steps:
-            for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
-                group["lr"] = peak * ((self.steps + 1) / self.warmup_steps)
+            self._warm_up(self.steps + 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
         if self.config.scheduler == "OneCycleLR":
             self.lr_scheduler.step()
+
+    def _warm_up(self, step: int) -> None:
+        """Set the learning rates of a step of the warm-up, counted from 1."""
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * (step / self.warmup_steps)
 
     def evaluate(self, loader: DataLoader) -> dict[str, float]:
         """Return loss and metrics over all records of a loader, computed once from all logits."""
@@ -471,8 +475,7 @@ class Trainer:
         self.loss_sum.fill_(state["loss_sum"])
         self._generator = state["generator"] if self.next_batch else None
         if 0 < self.steps <= self.warmup_steps:  # the rate of the last step: of a whole epoch, none may be left
-            for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
-                group["lr"] = peak * (self.steps / self.warmup_steps)
+            self._warm_up(self.steps)
         with warnings.catch_warnings():  # torch warns that the scheduler steps before the optimizer
             warnings.simplefilter("ignore")
             if self.config.scheduler == "OneCycleLR" and self.steps:

@@ -22,6 +22,10 @@ class Encoder(Backbone):
     """What encoders of texts and images share. Their features have any scale; frozen ones are scaled to mean 0 and std
     1 in each record, so that a head learns equally fast on all of them."""
 
+    def start_from(self, name: str, max_length: int = 0) -> None:
+        """Load the weights of a pretrained model."""
+        self.encoder.load_state_dict(from_hugging_face("AutoModel", name).state_dict())
+
     def scale(self, x: Tensor) -> Tensor:  # (N, width)
         return F.layer_norm(x, (self.width,)) if self.freeze else x
 
@@ -41,7 +45,7 @@ class Pretrained(Encoder):
 
     def start_from(self, name: str, max_length: int = 0) -> None:
         """Load the weights of a pretrained model. Raises UserError if it cannot read max_length tokens."""
-        self.encoder.load_state_dict(from_hugging_face("AutoModel", name).state_dict())
+        super().start_from(name)
         some_token = int(self.encoder.config.pad_token_id == 0)
         try:  # each kind of encoder counts positions in its own way
             with torch.inference_mode():
@@ -90,10 +94,6 @@ class PretrainedImage(Encoder):
         images = {name: value for name, value in image_encoder.items() if name != "config"}
         self.prepare = ImageInput(image_size=image_size, image_mean=image_mean, image_std=image_std, **images)
         self.has_class_token = any(name.endswith("cls_token") for name, _ in encoder.named_parameters())
-
-    def start_from(self, name: str, max_length: int = 0) -> None:
-        """Load the weights of a pretrained model."""
-        self.encoder.load_state_dict(from_hugging_face("AutoModel", name).state_dict())
 
     def encode(self, image: Tensor) -> Tensor:  # (N, 1 or 3, H, W) → (N, width)
         x = self.encoder(pixel_values=self.prepare(image)).last_hidden_state

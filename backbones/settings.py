@@ -44,7 +44,7 @@ def is_pretrained(name: str) -> bool:
 
 
 def pretrained_args(names: list[str], freeze: bool) -> dict:
-    """Return the constructor arguments that the pretrained networks among `names` need beside those of the data."""
+    """Return the constructor arguments that only the pretrained networks among `names` need."""
     args = {}
     for kind, name in (name.split(":", 1) for name in names if ":" in name):
         config = json.loads(load_config(name).to_json_string(use_diff=False))

@@ -9,9 +9,7 @@ import numpy as np
 from evaluation.intervals import draw_weights, weighted_metrics
 
 LEVEL = 0.05  # of a false alarm among all pairs of models
-POWER_Z = (
-    0.84  # the 0.8 quantile of the normal distribution: a test of `more_rows` finds the difference in 4 of 5 cases
-)
+POWER_Z = 0.84  # the 0.8 quantile of the normal distribution: `more_rows` finds the difference in 4 of 5 cases
 MANY_TIMES = 100  # times the rows: a difference that takes more is called none
 LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
 SIMPLER = 0.8  # times the size, or the training time, of the other: less is simpler

@@ -20,26 +20,25 @@ from preprocessing.targets import stratify_labels
 UPPER = {"accuracy": 1.0, "roc_auc": 1.0, "f1": 1.0, "r2": 1.0}  # the best value of a metric
 
 
-def make_folds(splits, folds: int, group: str, seed: int) -> list:
+def make_folds(splits, seed: int) -> list:
     """Return the Splits of each fold. Of k folds, number i is the test split of the i-th model, the next one its
     validation split, and all others its training split: no row decides anything about a model that is tested on it.
 
-    Classes keep their shares. Rows with the same value in the column `group`, or copies of a row, stay in one fold.
+    Classes keep their shares. The rows of a --group, or copies of a row, stay in one fold.
     Raises UserError for too few rows or groups.
     """
-    table = pd.concat([splits.train, splits.val, splits.test])
-    form = splits.config.column_formats().get(splits.target, "")
+    table, config = pd.concat([splits.train, splits.val, splits.test]), splits.config
+    folds, form = config.folds, config.column_formats().get(splits.target, "")
     labels = stratify_labels(table[splits.target], splits.kind, 3, form)
-    copies = None
-    if not group and not splits.config.keep_duplicates:
-        copies = find_copies(table.drop(columns=splits.target), splits.config)
-    alone = np.arange(len(table)) if copies is None else copies
-    groups = canonical_codes(table[group])[0] if group else alone
-    if len(np.unique(groups)) < folds:
-        what = f"{groups.max() + 1} groups" if group else f"{len(table)} rows"
-        raise UserError(f"--folds {folds}: {what} are too few: give fewer folds.")
     labels = np.zeros(len(table), int) if labels is None else labels
-    fold_of = _assign_groups(groups, labels, folds, seed) if group else _assign(groups, labels, folds, seed)
+    if config.group:
+        assign, units, what = _assign_groups, canonical_codes(table[config.group])[0], "groups"
+    else:
+        copies = None if config.keep_duplicates else find_copies(table.drop(columns=splits.target), config)
+        assign, units, what = _assign, np.arange(len(table)) if copies is None else copies, "rows"
+    if (count := len(np.unique(units))) < folds:
+        raise UserError(f"--folds {folds}: {count} {what} are too few: give fewer folds.")
+    fold_of = assign(units, labels, folds, seed)
     found = []
     for i in range(folds):
         test, val = fold_of == i, fold_of == (i + 1) % folds
@@ -145,13 +144,12 @@ def combine(runs: list, records: pd.DataFrame, out) -> dict:
     runs: the train.Run of each fold.  records: some of the data, for a sample.
     Returns what a train.Run of the ensemble consists of.
     """
-    pipeline, predictions, metrics = (
-        Pipeline.ensemble([run.pipeline for run in runs]),
-        out_of_fold(runs),
-        summarize(runs),
-    )
-    metrics["weights_sha256"] = weights_sha256(pipeline.model.state_dict())
-    metrics |= {"temperature": 1.0, "threshold": pipeline.task.threshold}
+    pipeline, predictions = Pipeline.ensemble([run.pipeline for run in runs]), out_of_fold(runs)
+    metrics = summarize(runs) | {
+        "temperature": pipeline.task.temperature,
+        "threshold": pipeline.task.threshold,
+        "weights_sha256": weights_sha256(pipeline.model.state_dict()),
+    }
     pipeline.save(out / "best.pt")
     with atomic_write(out / "test_predictions.csv") as file:
         predictions.to_csv(file, index=False)

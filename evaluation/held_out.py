@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from evaluation.comparison import record_losses
 from preprocessing.column import evenly_spaced
 from preprocessing.pixels import is_path
 from task import Task
@@ -25,22 +26,14 @@ def summarize_test(pipeline, predictions: pd.DataFrame, metrics: dict[str, float
     predictions: of `Pipeline.predict`.  records: of the test split, with their targets.
     """
     task = pipeline.task
-    losses = evenly_spaced(torch.from_numpy(_losses(task, predictions, records)), MAX_LOSSES)
+    targets = task.decode(task.encode(records[task.target])).numpy()
+    losses = record_losses(task, task.from_columns(predictions), targets).clip(max=1e300)
     return {
         "records": _hash(records, [column.name for column in pipeline.preprocessor.columns if column.path_cells]),
         "count": len(records),
-        "losses": [float(f"{loss:.6g}") for loss in losses.tolist()],
+        "losses": [float(f"{loss:.6g}") for loss in evenly_spaced(torch.from_numpy(losses), MAX_LOSSES).tolist()],
         "metrics": {name: value for name, value in metrics.items() if name != "loss" and math.isfinite(value)},
     }
-
-
-def _losses(task: Task, predictions: pd.DataFrame, records: pd.DataFrame) -> np.ndarray:
-    """Return the loss of each record, (N,): the squared error in the units of the data, or −log p of its class."""
-    targets = task.encode(records[task.target])
-    if task.kind == "regression":
-        return ((predictions["prediction"].to_numpy(float) - task.decode(targets).numpy()) ** 2).clip(max=1e300)
-    probabilities = predictions[[f"probability_{c}" for c in task.classes]].to_numpy(float)
-    return -np.log(probabilities[np.arange(len(targets)), targets.long().numpy()].clip(1e-6))
 
 
 def _hash(records: pd.DataFrame, files: list[str]) -> str:

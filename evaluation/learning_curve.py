@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from evaluation.comparison import record_losses
+from evaluation.held_out import is_worse
 from preprocessing.parsing import canonical_codes
 from preprocessing.targets import stratify_labels
 
@@ -14,7 +15,7 @@ SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; each part holds the one 
 LEAST = 16  # rows of a part
 
 
-def learning_curve(splits, group: str, seed: int, whole: tuple, fit: Callable) -> tuple[list[dict], str]:
+def learning_curve(splits, seed: int, whole: tuple, fit: Callable) -> tuple[list[dict], str]:
     """Return ([{"rows", "loss"}, …], a sentence that says whether more rows would help), measured on validation rows.
 
     whole: (task, logits, targets) of the validation split, by the model trained on all rows.  fit: a function from
@@ -22,7 +23,7 @@ def learning_curve(splits, group: str, seed: int, whole: tuple, fit: Callable) -
     """
     parts = []
     for share in SHARES:
-        rows = _some_rows(splits, group, share, seed)
+        rows = _some_rows(splits, share, seed)
         if len(rows) >= LEAST:
             print(f"\nlearning curve: {len(rows)} of {len(splits.train)} training rows", flush=True)
             parts.append((len(rows), fit(replace(splits, train=splits.train.iloc[rows], notes=[]))))
@@ -39,28 +40,26 @@ def learning_curve(splits, group: str, seed: int, whole: tuple, fit: Callable) -
     curve = [{"rows": rows, "loss": shown(float(of.mean()))} for (rows, _), of in zip(parts, losses, strict=True)]
     if len(parts) < 3:
         return curve, "There are too few training rows for a learning curve."
-    gain, before = losses[-2] - losses[-1], float(losses[-3].mean() - losses[-2].mean())
-    mean, half = float(gain.mean()), 1.96 * float(gain.std()) / math.sqrt(len(gain))
+    before, gain = (float((losses[i] - losses[i + 1]).mean()) for i in (-3, -2))
     what, now = "root mean squared error" if is_regression else "log-loss", curve[-1]["loss"]
-    if mean <= half:
-        how = f"{curve[-2]['loss']:.4g} with {parts[-2][0]} rows, {now:.4g} with {parts[-1][0]}"
-        return (
-            curve,
-            f"More training rows would hardly help, as far as {len(gain)} validation rows can tell: {what} {how}.",
+    if not is_worse(losses[-2], losses[-1]):
+        return curve, (
+            f"More training rows would hardly help, as far as {len(losses[-1])} validation rows can tell: {what} "
+            f"{curve[-2]['loss']:.4g} with {parts[-2][0]} rows, {now:.4g} with {parts[-1][0]}."
         )
     # If the loss is a + b·rows^−c, each doubling gains a constant share of the gain before.
-    share = min(1.0, mean / before) if before > 0 else 1.0
-    expected = shown(float(losses[-1].mean()) - share * mean)
+    share = min(1.0, gain / before) if before > 0 else 1.0
+    expected = shown(float(losses[-1].mean()) - share * gain)
     return curve, (
         f"More training rows would help: {what} {curve[-2]['loss']:.4g} with {parts[-2][0]} rows, {now:.4g} with "
         f"{parts[-1][0]}, and about {expected:.4g} with {2 * parts[-1][0]}."
     )
 
 
-def _some_rows(splits, group: str, share: float, seed: int) -> np.ndarray:
+def _some_rows(splits, share: float, seed: int) -> np.ndarray:
     """Return the positions of a share of the training rows: of each class, or of whole groups. A smaller share is a
     part of a larger one."""
-    train, count = splits.train, len(splits.train)
+    train, count, group = splits.train, len(splits.train), splits.config.group
     random, form = np.random.default_rng(seed), splits.config.column_formats().get(splits.target, "")
     labels = stratify_labels(train[splits.target], splits.kind, 1, form)
     units = canonical_codes(train[group])[0] if group else np.arange(count)

@@ -49,7 +49,7 @@ def write_report(result, splits, config: Config, metrics: dict) -> None:
 
 
 def _scores(metrics: dict) -> str:
-    """Return the test metrics with their intervals, beside those of the baselines."""
+    """Return the test metrics with their intervals, beside the metrics of the baselines."""
     names, baselines, intervals = list(metrics["test"]), metrics["baselines"], metrics["intervals"]
     rows = []
     for name in names:
@@ -85,7 +85,7 @@ def _judge(task, predictions: pd.DataFrame, targets: torch.Tensor) -> str:
     if task.kind == "regression":
         return html.plots(_regression_plots(predictions))
     labels, names = targets.long().numpy(), list(map(str, task.classes))
-    probabilities = predictions[[f"probability_{name}" for name in names]].to_numpy(copy=True)
+    probabilities = task.from_columns(predictions)
     predicted = task.decide(torch.from_numpy(probabilities)).numpy()
     matrix = _confusion(labels, predicted, names) if len(names) <= MAX_CLASSES else ""
     per_class = []
@@ -213,7 +213,7 @@ def _worst(pipeline, predictions: pd.DataFrame, splits, targets: torch.Tensor) -
         error = abs(predictions["target"].astype(float) - predictions["prediction"].astype(float)).to_numpy()
         shown = ["row", "target", "prediction"]
     else:
-        probabilities = predictions[[f"probability_{name}" for name in task.classes]].to_numpy()
+        probabilities = task.from_columns(predictions)
         error = 1 - probabilities[np.arange(len(targets)), targets.long().numpy()]
         shown = ["row", "target", "prediction", "probability"]
     worst = np.argsort(-error, kind="stable")[:WORST]

@@ -18,7 +18,10 @@ GROUP_DRAWS = 100  # of whole groups; the best is taken
 
 
 def count_rows(count: int, shares: dict[str, float]) -> dict[str, int]:
-    """Return the rows of each split by its share. Raises UserError if they leave fewer than 2 for training."""
+    """Return how many of `count` rows each split gets by its share; 0 = none, because a file is given.
+
+    Raises UserError if they leave fewer than 2 for training.
+    """
     sizes = {name: math.ceil(share * count) if share else 0 for name, share in shares.items()}
     if count - sum(sizes.values()) < 2:
         raise UserError(
@@ -33,7 +36,7 @@ def split_rows(
     target: str,
     labels: np.ndarray | None,
     config: DataConfig,
-    shares: dict[str, float],
+    sizes: dict[str, int],
     seed: int,
     notes: list[str],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -41,11 +44,10 @@ def split_rows(
 
     Classes keep their shares in every split, and copies of a record are in the same one. A --group stays whole; --time
     puts the newest rows in the test split.
-    labels: the class of each row as an integer from 0; None for regression.  shares: {"val", "test"} of all rows, 0 if
-    a file is given.  notes: gets a line if there are copies. Raises UserError if there are too few rows.
+    labels: the class of each row as an integer from 0; None for regression.  sizes: see `count_rows`.  notes: gets a
+    line if there are copies. Raises UserError if there are too few rows.
     """
     count = len(table)
-    sizes = count_rows(count, shares)
     if labels is not None and not (config.group or config.time):
         classes = labels.max() + 1
         if any(0 < size < classes for size in sizes.values()):

@@ -34,7 +34,7 @@ def cross_validated(tmp_path_factory):
 
 def folds_of(table, folds=4, **data):
     config = DataConfig(target="binary", folds=folds, **data)
-    return make_folds(load_splits(config, 0, table), folds, config.group, 0)
+    return make_folds(load_splits(config, 0, table), 0)
 
 
 def test_each_row_is_tested_once_and_the_splits_of_a_fold_are_disjoint():

@@ -29,7 +29,7 @@ def curve_of(power: float, noise: float = 0.0) -> tuple[list[dict], str]:
         return task, (error / task.std)[:, None], targets
 
     splits = Splits(TRAIN, TRAIN, TRAIN, "y", "regression", DataConfig(), [], [])
-    return learning_curve(splits, "", 0, fit(splits), fit)
+    return learning_curve(splits, 0, fit(splits), fit)
 
 
 def test_the_expected_loss_follows_the_power_law():
@@ -49,7 +49,7 @@ def test_noise_is_no_gain():
 def test_parts_are_nested_and_keep_classes_or_groups(group):
     table = table_for("binary", 400).assign(customer=np.repeat(np.arange(50), 8))
     splits = load_splits(DataConfig(target="binary", group=group), 0, table)
-    half, quarter = (_some_rows(splits, group, share, 0) for share in (0.5, 0.25))
+    half, quarter = (_some_rows(splits, share, 0) for share in (0.5, 0.25))
     assert set(quarter) < set(half) and abs(len(half) - len(splits.train) / 2) <= 1
     if group:
         sizes = splits.train["customer"].iloc[half].value_counts()
