@@ -331,13 +331,16 @@ class RunConfig:
     """Write report.html and compare the model with simple baselines; --no-report saves some seconds."""
     learning_curve: bool = False
     """Train on parts of the training rows as well, and say whether more rows would help."""
+    coverage: float = 0.0
+    """Predict sets of classes, or intervals, that hold the target of this share of the records, such as 0.9; 0 =
+    none."""
     examples: bool = True
     """Keep a few training rows in the checkpoint for its self-check; --no-examples makes such rows up instead."""
     threads: int = 0
     """CPU threads; 0 = one for small networks, all for large ones."""
 
     def __post_init__(self):
-        _within(self, threads=(0, 1024))
+        _within(self, threads=(0, 1024), coverage=(0, 0.999))
         _check(
             re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", self.device) is not None,
             f"--device {self.device}: unknown device.{did_you_mean(self.device, ('auto', 'cpu', 'cuda', 'mps'))}",

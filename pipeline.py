@@ -2,10 +2,6 @@
 
 import copy
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,46 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from config import from_plain
-from errors import UserError, disk_is_full
+from errors import UserError
 from model import rebuild_model
 from preprocessing import Preprocessor, gather
 from preprocessing.column import Encoded
 from preprocessing.pixels import is_path
 from sources import FILE
 from sources.checkpoint import FORMAT, MAGIC, content_sha256, read_checkpoint, weights_sha256
+from sources.writer import atomic_write
 from task import Task
 
 SELF_CHECK_ROWS = 16
-
-
-@contextmanager
-def atomic_write(path: str | Path, mode: str = "w") -> Iterator:
-    """Open a temporary file beside `path`, and rename it to `path` once it is complete and on the disk.
-
-    Raises UserError if the folder cannot be written to, or the disk is full: a file that was there before is intact.
-    """
-    path = Path(path)
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: give the name of a file.")
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
-    try:
-        os.close(handle)
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-        with open(temporary, mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.umask(mask := os.umask(0))  # a temporary file is private; the result has the usual permissions
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if reason := disk_is_full(error):
-            raise UserError(f"{path}: cannot be written ({reason}).") from None
-        raise
 
 
 def choose_device(name: str) -> torch.device:
@@ -119,8 +86,9 @@ class Pipeline:
     @classmethod
     def ensemble(cls, members: list["Pipeline"]) -> "Pipeline":
         """Return the ensemble of pipelines that predict the same target from the same columns."""
-        first, thresholds = members[0], [member.task.threshold for member in members]
-        task = replace(first.task, temperature=1.0, threshold=sum(thresholds) / len(thresholds))
+        first, tasks = members[0], [member.task for member in members]
+        means = {name: sum(getattr(task, name) for task in tasks) / len(tasks) for name in ("threshold", "quantile")}
+        task = replace(first.task, temperature=1.0, **means)
         networks = nn.ModuleList([member.model for member in members])
         kept = {"config": first.config, "examples": first.examples, "profile": first.profile, "threads": first.threads}
         return cls(networks, task, first.preprocessor, members=members, **kept)

@@ -46,28 +46,6 @@ class Options:
     """auto (a GPU if there is one), cpu, cuda, mps …"""
 
 
-@contextlib.contextmanager
-def open_output(path: str, source: str):
-    """Open `path` for predictions: the file appears only once it is complete."""
-    from pipeline import atomic_write
-    from sources import Writer, file_format
-
-    if path == "-":
-        if getattr(sys.stdout, "is_closed", False):
-            raise UserError("--output -: standard output is closed.")
-        is_jsonl = source.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
-        yield Writer(sys.stdout.buffer, "jsonl" if is_jsonl else "csv")
-        sys.stdout.buffer.flush()
-        return
-    form = "tsv" if path.lower().endswith(".tsv") else file_format(path)
-    if form in ("log", "sheet"):
-        raise UserError(f"--output {path}: predictions are written as csv, tsv, jsonl or parquet.")
-    if path.lower().endswith(".gz"):
-        raise UserError(f"--output {path}: predictions are not compressed; leave out .gz.")
-    with atomic_write(path, "wb") as file, contextlib.closing(Writer(file, form)) as writer:
-        yield writer
-
-
 def prefetch(frames):
     """Yield frames while the next one is read in another thread."""
     with ThreadPoolExecutor(1) as reader:
@@ -101,6 +79,7 @@ def predict(options: Options) -> None:
     from evaluation.summary import Summary
     from pipeline import Pipeline
     from sources import read_records, standard_input
+    from sources.writer import open_output
 
     pipeline = Pipeline.load(options.checkpoint).to(options.device)
     preprocessor = pipeline.require_preprocessor()

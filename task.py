@@ -1,5 +1,6 @@
 """Everything about y: the kind of problem, the encoding of targets, the loss, the metrics and the predictions."""
 
+import json
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -47,6 +48,9 @@ class Task:
     form: str = PLAIN  # how numbers in text are written, see preprocessing/number_format.py
     temperature: float = 1.0  # of probabilities, see evaluation/calibration.py
     threshold: float = 0.5  # binary: the second class is predicted above this probability
+    coverage: float = 0.0  # of the sets or intervals, see evaluation/conformal.py; 0 = none
+    quantile: float = 0.0  # of the errors of validation records; regression: by their difficulty
+    difficulty: list[float] = field(default_factory=list)  # regression: weights of `difficulty_of`; empty = all equal
 
     @classmethod
     def fit(
@@ -205,6 +209,28 @@ class Task:
             return (probabilities[:, 1] > self.threshold).long()
         return probabilities.argmax(dim=1)
 
+    def sets(self, probabilities: Tensor) -> Tensor:
+        """Return the prediction sets as a mask (N, number of classes). The predicted class is always in the set."""
+        predicted = F.one_hot(self.decide(probabilities), len(self.classes)).bool()
+        return (1 - probabilities <= self.quantile) | predicted
+
+    def interval(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the lower and upper ends, (N,), of the intervals of a regression in the data's units."""
+        half, values = self.quantile * self.std * self.difficulty_of(logits), self.activate(logits)[:, 0]
+        return values - half, values + half
+
+    def difficulty_of(self, logits: Tensor) -> Tensor:
+        """Return how large an error to expect of each record of a regression, (N,), on the scale of the logits."""
+        if not self.difficulty:
+            return torch.ones(len(logits), dtype=torch.float64)
+        return torch.exp(self.difficulty_features(logits) @ torch.tensor(self.difficulty, dtype=torch.float64))
+
+    def difficulty_features(self, logits: Tensor) -> Tensor:
+        """Return (N, 4): what the error of a regression may follow, its prediction and the spread of an ensemble."""
+        members = logits.double().flatten(1)
+        mean, std = members.mean(dim=1).clamp(-3, 3), members.std(dim=1, correction=0)
+        return torch.stack([torch.ones_like(mean), mean, mean.abs(), torch.log(std + 1e-2)], dim=1)
+
     def metrics(self):
         """Return a new torchmetrics collection, to be updated with (`metric_inputs(logits)`, `decode(targets)`)."""
         import torchmetrics as tm
@@ -267,18 +293,35 @@ class Task:
         return bool(metrics[monitor].higher_is_better)
 
     def to_columns(self, logits: Tensor) -> dict[str, np.ndarray]:
-        """Return predictions as columns: prediction, probability, probability_<class>; for regression prediction."""
+        """Return predictions as columns: prediction, probability, probability_<class>; for regression prediction.
+
+        With a coverage also set, a JSON list of classes; for regression lower and upper.
+        """
         activated = self.activate(logits)
         values = activated.numpy()
+        added = self._uncertainty(logits, activated)
         if self.kind == "regression":
-            return {"prediction": values[:, 0]}
+            return {"prediction": values[:, 0], **{name: np.array(cells) for name, cells in added.items()}}
         best = self.decide(activated).numpy()
         classes = np.array(self.classes, dtype=object if isinstance(self.classes[0], str) else None)
         return {
             "prediction": classes[best],
             "probability": values[np.arange(len(values)), best],
             **{f"probability_{c}": values[:, i] for i, c in enumerate(self.classes)},
+            **{
+                name: np.array([json.dumps(c, ensure_ascii=False) for c in cells], object)
+                for name, cells in added.items()
+            },
         }
+
+    def _uncertainty(self, logits: Tensor, values: Tensor) -> dict[str, list]:
+        """Return what a coverage adds to the predictions: {"set": …}, or {"lower": …, "upper": …}."""
+        if not self.coverage:
+            return {}
+        if self.kind == "regression":
+            lower, upper = self.interval(logits)
+            return {"lower": lower.tolist(), "upper": upper.tolist()}
+        return {"set": [[self.classes[i] for i in np.flatnonzero(row)] for row in self.sets(values).numpy()]}
 
     def from_columns(self, predictions: pd.DataFrame) -> np.ndarray:
         """Undo `to_columns`: return float64 probabilities (N, number of classes), or values (N, 1)."""
@@ -286,16 +329,23 @@ class Task:
         return predictions[names].to_numpy(float, copy=True)
 
     def to_json(self, logits: Tensor) -> list[dict]:
-        """Return predictions for JSON: {"prediction": …, "probability": …, "probabilities": {class: p}}."""
+        """Return predictions for JSON: {"prediction": …, "probability": …, "probabilities": {class: p}}.
+
+        With a coverage also "set", or "lower" and "upper".
+        """
         activated = self.activate(logits)
-        values = activated.tolist()
+        values, added = activated.tolist(), self._uncertainty(logits, activated)
         if self.kind == "regression":
-            return [{"prediction": value} for (value,) in values]
-        names, best = [str(c) for c in self.classes], self.decide(activated).tolist()
-        return [
-            {"prediction": self.classes[i], "probability": p[i], "probabilities": dict(zip(names, p, strict=True))}
-            for i, p in zip(best, values, strict=True)
-        ]
+            found = [{"prediction": value} for (value,) in values]
+        else:
+            names, best = [str(c) for c in self.classes], self.decide(activated).tolist()
+            found = [
+                {"prediction": self.classes[i], "probability": p[i], "probabilities": dict(zip(names, p, strict=True))}
+                for i, p in zip(best, values, strict=True)
+            ]
+        for name, cells in added.items():
+            found = [prediction | {name: cell} for prediction, cell in zip(found, cells, strict=True)]
+        return found
 
     @staticmethod
     def outcome(prediction: dict) -> str:

@@ -89,6 +89,7 @@ def _train_folds(splits, config: Config) -> Run:
 def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
     """Train on one split, or on one fold of several.  started: when the time of --time-budget began."""
     from evaluation.calibration import calibrate
+    from evaluation.conformal import check_rows, fit_coverage
     from evaluation.diagnosis import diagnose
     from evaluation.held_out import summarize_test
     from evaluation.learning_curve import learning_curve
@@ -107,6 +108,7 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
     state = _training_state(path) if path else None
     with open_run_folder(config.run, splits.sources[0]) as out:
         config = replace(config, run=replace(config.run, out=str(out), resume=""))
+        check_rows(len(splits.val), config.run.coverage)
         splits, pipeline, loaders, findings = assemble(splits, config)
         trainer = Trainer(pipeline, config.training, config.run)
         trainer.started = started
@@ -118,7 +120,9 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         write_previews(out, loaders[0], pipeline.preprocessor)
         history = trainer.fit(*loaders[:2])
         logits, targets = trainer.logits(loaders[1])
-        pipeline.task = trainer.task = calibrate(pipeline.task, logits, targets, config.training.monitor)
+        task = calibrate(pipeline.task, logits, targets, config.training.monitor)
+        task = fit_coverage(task, logits, targets, config.run.coverage, scaled=not fold)
+        pipeline.task = trainer.task = task
         val = pipeline.task.evaluate(logits, targets)
         tested = read_tested(out, trainer, splits, config) if state else None
         predictions, test, evaluation = tested or evaluate_test(trainer, splits, loaders, config)
@@ -137,7 +141,7 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         else:
             write_run(result, trainer, splits, config, evaluation, findings)
     if not fold:
-        print_result(result, trainer, splits, evaluation["baselines"])
+        print_result(result, trainer, splits, evaluation)
     return result
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from config import FORMATTED
 from errors import UserError
+from evaluation.conformal import describe_coverage, pool_coverage
 from evaluation.intervals import with_interval
 from evaluation.run_folder import SAMPLE_ROWS, write_metrics, write_sample
 from pipeline import Pipeline, atomic_write, weights_sha256
@@ -121,6 +122,7 @@ def summarize(runs: list) -> dict:
         "best_epoch": round(np.mean([fold["best_epoch"] for fold in folds])),
         "epochs": max(fold["epochs"] for fold in folds),
         "intervals": intervals,
+        "coverage": pool_coverage([fold["coverage"] for fold in folds], [fold["rows"]["test"] for fold in folds]),
         "baselines": baselines,
         "audit": list(findings.values()),
         "diagnosis": list(dict.fromkeys(sentence for run in runs for sentence in run.diagnosis)),
@@ -167,11 +169,14 @@ def combine(runs: list, records: pd.DataFrame, out) -> dict:
 
 def print_folds(runs: list, result) -> None:
     """Print the test metrics of each fold, and their means. result: the train.Run of the ensemble."""
+    metrics = json.loads((result.out / "metrics.json").read_text(encoding="utf-8"))
     print()
     for number, run in enumerate(runs, start=1):
         print(f"fold {number}  " + "  ".join(f"{name} {value:.4g}" for name, value in run.test.items()))
     means = (f"{name} {with_interval(value, result.intervals.get(name))}" for name, value in result.test.items())
     print("mean    " + "  ".join(means) + "  (95 % intervals)")
+    if metrics["coverage"]:
+        print(describe_coverage(result.pipeline.task, metrics["coverage"]))
     print("", *result.diagnosis[:2], sep="\n")
     print(f"Each row was tested by a model that had not seen it: {result.out / 'test_predictions.csv'}")
     print(

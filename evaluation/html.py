@@ -46,7 +46,7 @@ def number(value) -> str:
 
 
 def bullets(sentences: list[str]) -> str:
-    items = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
+    items = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences if sentence)
     return f'<ul class="findings">{items}</ul>' if items else ""
 
 

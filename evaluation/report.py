@@ -8,6 +8,7 @@ import torch
 
 from config import Config
 from evaluation import html
+from evaluation.conformal import describe_coverage
 from pipeline import atomic_write
 from preprocessing.preprocessor import take
 
@@ -25,7 +26,7 @@ def write_report(result, splits, config: Config, metrics: dict) -> None:
     task = result.pipeline.task
     targets = task.encode(splits.test[splits.target])
     sections = [
-        ("Result", _scores(metrics)),
+        ("Result", _scores(metrics) + html.bullets([describe_coverage(task, metrics["coverage"])])),
         (
             "What to know",
             html.bullets([*(each["finding"] for each in metrics["audit"]), *result.diagnosis, *splits.notes]),

@@ -16,6 +16,7 @@ import torch
 
 from errors import UserError, error_prefix
 from evaluation.baselines import compare_with_baselines, evaluate_baselines
+from evaluation.conformal import describe_coverage, measure_coverage
 from evaluation.diagnosis import is_useless
 from evaluation.intervals import bootstrap, with_interval
 from evaluation.report import write_report
@@ -119,7 +120,7 @@ def write_previews(out: Path, loader, preprocessor) -> None:
 
 def evaluate_test(trainer, splits, loaders, config):
     """Predict the test split, once; return (a DataFrame of predictions, metrics, {"intervals", "baselines",
-    "comparison"})."""
+    "comparison", "coverage"})."""
     pipeline, loader = trainer.pipeline, loaders[2]
     started = time.perf_counter()
     logits, targets = trainer.logits(loader)
@@ -141,6 +142,7 @@ def evaluate_test(trainer, splits, loaders, config):
     if groups is not None:  # for compare.py, which draws whole groups too
         predictions["group"] = groups
     evaluation = {"intervals": bootstrap(pipeline.task, logits, targets, groups), "baselines": {}, "comparison": ""}
+    evaluation["coverage"] = measure_coverage(pipeline.task, logits, targets)
     if config.run.report:
         baselines, their_logits = evaluate_baselines(pipeline.task, pipeline.preprocessor, loaders[0], loader)
         comparison = compare_with_baselines(pipeline.task, logits, targets, their_logits)
@@ -168,6 +170,7 @@ def read_tested(out: Path, trainer, splits, config):
             metrics["weights_sha256"] == weights_sha256(trainer.best["state_dict"])
             and metrics["epochs"] == trainer.epoch
             and metrics["config"]["data"] == config.to_dict()["data"]
+            and metrics.get("coverage", {}).get("asked", 0) == config.run.coverage
             and predictions["row"].tolist() == target.index.tolist()
             and np.allclose(task.encode(predictions["target"]), task.encode(target))
         )
@@ -178,6 +181,7 @@ def read_tested(out: Path, trainer, splits, config):
         "intervals": metrics.get("intervals", {}),
         "baselines": metrics.get("baselines", {}),
         "comparison": metrics.get("comparison", ""),
+        "coverage": metrics.get("coverage", {}),
     }
     return (predictions, test, evaluation) if same else None
 
@@ -224,6 +228,7 @@ def write_run(result, trainer, splits, config, evaluation: dict, findings: list[
         "baselines": evaluation["baselines"],
         "audit": findings,
         "comparison": evaluation["comparison"],
+        "coverage": evaluation["coverage"],
         "learning_curve": evaluation.get("learning_curve", []),
         "diagnosis": result.diagnosis,
         "temperature": task.temperature,
@@ -264,7 +269,8 @@ def print_data(splits, pipeline, findings: list[dict]) -> None:
     )
 
 
-def print_result(result, trainer, splits, baselines: dict[str, dict]) -> None:
+def print_result(result, trainer, splits, evaluation: dict) -> None:
+    """evaluation: what `evaluate_test` returns."""
     epochs, seconds, patience = len(result.history), float(result.history["seconds"].sum()), trainer.config.patience
     early = f" (stopped early: --patience {patience})" if trainer.out_of_patience() else ""
     if (threshold := trainer.task.threshold) != 0.5:
@@ -273,8 +279,10 @@ def print_result(result, trainer, splits, baselines: dict[str, dict]) -> None:
     print("val   " + "  ".join(f"{name} {value:.4g}" for name, value in result.val.items()))
     tested = (f"{name} {with_interval(value, result.intervals.get(name))}" for name, value in result.test.items())
     print("test  " + "  ".join(tested) + "  (95 % intervals)")
-    for name, metrics in baselines.items():
+    for name, metrics in evaluation["baselines"].items():
         print(f"      {name}: " + "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()))
+    if evaluation["coverage"]:
+        print(describe_coverage(trainer.task, evaluation["coverage"]))
     sample = next((result.out / name for name in ("sample.csv", "sample") if (result.out / name).exists()), "new.csv")
     print("", *result.diagnosis, sep="\n")
     if not is_useless(result.test, trainer.task, splits.test):

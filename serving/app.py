@@ -171,6 +171,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
             "task": task.kind,
             "target": task.target,
             "classes": task.classes,
+            "coverage": task.coverage,
             "record": records.record,
             "lone": records.lone.name if records.lone else None,
             "example": records.example,

@@ -1,12 +1,69 @@
-"""Write tables piece by piece, as csv, tsv, jsonl or parquet."""
+"""Write files completely or not at all, and tables piece by piece, as csv, tsv, jsonl or parquet."""
 
 import csv
 import io
 import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pandas as pd
 
-from errors import UserError
+from errors import UserError, disk_is_full
+from sources.layout import file_format
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator:
+    """Open a temporary file beside `path`, and rename it to `path` once it is complete and on the disk.
+
+    Raises UserError if the folder cannot be written to, or the disk is full: a file that was there before is intact.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: give the name of a file.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
+    try:
+        os.close(handle)
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with open(temporary, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.umask(mask := os.umask(0))  # a temporary file is private; the result has the usual permissions
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if reason := disk_is_full(error):
+            raise UserError(f"{path}: cannot be written ({reason}).") from None
+        raise
+
+
+@contextmanager
+def open_output(path: str, source: str) -> Iterator["Writer"]:
+    """Open `path` for predictions: the file appears only once it is complete. "-" is standard output, as jsonl if the
+    file `source` is. Raises UserError for a name of another format."""
+    if path == "-":
+        if getattr(sys.stdout, "is_closed", False):
+            raise UserError("--output -: standard output is closed.")
+        is_jsonl = source.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+        yield Writer(sys.stdout.buffer, "jsonl" if is_jsonl else "csv")
+        sys.stdout.buffer.flush()
+        return
+    form = "tsv" if path.lower().endswith(".tsv") else file_format(path)
+    if form in ("log", "sheet"):
+        raise UserError(f"--output {path}: predictions are written as csv, tsv, jsonl or parquet.")
+    if path.lower().endswith(".gz"):
+        raise UserError(f"--output {path}: predictions are not compressed; leave out .gz.")
+    with atomic_write(path, "wb") as file, closing(Writer(file, form)) as writer:
+        yield writer
 
 
 class Writer:
