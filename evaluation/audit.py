@@ -1,4 +1,4 @@
-"""Find what makes an evaluation untrustworthy: records in two splits, columns that give the target away, rare classes.
+"""Find what makes an evaluation untrustworthy: records in two splits, targets that are given away, rare classes.
 
 Each finding is {"check", "finding"}: a name and a sentence.
 """
@@ -6,58 +6,75 @@ Each finding is {"check", "finding"}: a name and a sentence.
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
+from evaluation.leaks import find_leaks
 from preprocessing.column import evenly_spaced
+from preprocessing.copies import find_copies
 from preprocessing.parsing import canonical_codes
+from preprocessing.preprocessor import take
 
-SHARE = 0.01  # of the test records: fewer duplicates hardly change a metric
-RICH = 20  # distinct records per hundred: where rows are less distinct, equal ones are no surprise
-LEAK = 0.995  # score of a single column, 0 = a guess and 1 = perfect, from which on it gives the target away
+SHARE = 0.01  # of the records: fewer duplicates hardly change a metric
 FEW_TEST, RARE = 10, 0.05  # test records of a class, share of a class
-ROWS = 5_000  # records that a check of a column reads
+UNSEEN = 0.5  # share of test cells with an unknown value: the column is like an id
+NEAR_TEST, NEAR_OTHERS = 2_000, 10_000  # test records, and others, that are compared with each other
+CONTENT = 0.8  # share of different cells of a column from which on they are no names or categories
+IN_TIME = 0.1  # correlation of the targets of records that follow each other in time
 
 
 def audit(splits, task, preprocessor, encoded: list[dict]) -> list[dict]:
     """Return the findings.  encoded: the columns of train, validation and test, as `fit_splits` returns them."""
+    copies = _find_copies(splits)
     found = [
-        *_duplicates(splits, preprocessor, encoded),
-        *_leaks(splits, task, preprocessor, encoded),
+        *_duplicates(splits, copies),
+        *_near_duplicates(splits, preprocessor, encoded, copies),
+        *find_leaks(splits, task, preprocessor, encoded),
+        *_ids(splits, preprocessor, encoded),
+        *_time_overlap(splits, task, preprocessor),
         *_rare_classes(splits, task),
     ]
     return [{"check": check, "finding": finding} for check, finding in found]
 
 
-def _duplicates(splits, preprocessor, encoded: list[dict]) -> list[tuple[str, str]]:
-    """Find equal records in two splits, and equal records with different targets."""
-    parts, target = (splits.train, splits.val, splits.test), splits.target
-    names = preprocessor.names
-    hashes = [_hash(part[names], columns) for part, columns in zip(parts, encoded, strict=True)]
-    every = np.concatenate(hashes)
-    codes, counts = np.unique(every, return_inverse=True, return_counts=True)[1:]
-    if 100 * len(counts) < RICH * len(every) or len(every) < 2:
-        return []
-    found = []
-    copied = np.isin(hashes[2], np.concatenate(hashes[:2]))
+def _find_copies(splits) -> list[np.ndarray]:
+    """Return a code of each record of train, validation and test: equal for copies, and for no other records."""
+    parts = (splits.train, splits.val, splits.test)
+    records = pd.concat([part.drop(columns=splits.target) for part in parts], ignore_index=True)
+    codes = find_copies(records, splits.config)
+    codes = np.arange(len(records)) if codes is None else codes
+    return np.split(codes, np.cumsum([len(part) for part in parts])[:2])
+
+
+def _duplicates(splits, copies: list[np.ndarray]) -> list[tuple[str, str]]:
+    """Find copies of records in two splits and in one, and copies with different targets."""
+    parts, target, found = (splits.train, splits.val, splits.test), splits.target, []
+    index, codes = np.concatenate([part.index for part in parts]), np.concatenate(copies)
+    _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    copied = np.isin(copies[2], np.concatenate(copies[:2]))
     if copied.mean() > SHARE:
-        row = splits.test.index[copied.argmax()]
-        others = pd.Index(hashes[0]).append(pd.Index(hashes[1]))
-        twin = splits.train.index.append(splits.val.index)[(others == hashes[2][copied.argmax()]).argmax()]
+        at = copied.argmax()
+        twin = index[(codes == copies[2][at]).argmax()]
         found.append((
             "duplicates",
             f"{copied.sum()} of {len(copied)} test records ({copied.mean():.0%}) stand in the training or validation "
-            f"split as well, such as row {row}, which equals row {twin}: the test metrics are too good. Remove "
-            "duplicates, or give the same value in a --group column.",
+            f"split as well, such as row {splits.test.index[at]}, which equals row {twin}: the test metrics are too "
+            "good. Remove duplicates, or leave out --keep-duplicates.",
+        ))  # fmt: skip
+    elif (more := len(codes) - len(counts)) > SHARE * len(codes):
+        code = codes[first[counts.argmax()]]
+        rows = ", ".join(map(str, index[codes == code][:3]))
+        found.append((
+            "duplicates",
+            f"{more} of {len(codes)} records ({more / len(codes):.0%}) are copies of another one, such as rows {rows}. "
+            "Copies are in the same split, and count several times in it.",
         ))  # fmt: skip
     if splits.kind != "regression":
         labels = canonical_codes(pd.concat([part[target] for part in parts]))[0]
-        first = np.zeros(len(counts), int)
-        first[codes[::-1]] = labels[::-1]
-        differs = labels != first[codes]
+        label_of = np.zeros(codes.max() + 1, int)
+        label_of[codes[first]] = labels[first]
+        differs = labels != label_of[codes]
         if differs.mean() > SHARE / 2:
-            index = np.concatenate([part.index for part in parts])
-            row, code = index[differs.argmax()], codes[differs.argmax()]
-            other = index[(codes == code).argmax()]
+            row = index[differs.argmax()]
+            other = index[(codes == codes[differs.argmax()]).argmax()]
             found.append((
                 "conflicting targets",
                 f"{differs.sum()} records equal another one but have another {target}, such as rows {other} and {row}: "
@@ -66,57 +83,88 @@ def _duplicates(splits, preprocessor, encoded: list[dict]) -> list[tuple[str, st
     return found
 
 
-def _hash(records: pd.DataFrame, encoded: dict) -> np.ndarray:
-    """Return a hash of the cells of each record; of images, of their pixels."""
-
-    def comparable(cells: pd.Series) -> pd.Series:
-        values = encoded[cells.name]
-        if isinstance(values, Tensor) and values.dim() == 4:
-            return pd.Series([image.numpy().tobytes() for image in values], cells.index).map(hash)
-        is_number = pd.api.types.is_numeric_dtype(cells)  # a column of a second file may have whole numbers only
-        return cells.astype(float) if is_number else cells.map(str)
-
-    return pd.util.hash_pandas_object(records.apply(comparable), index=False).to_numpy()
-
-
-def _leaks(splits, task, preprocessor, encoded: list[dict]) -> list[tuple[str, str]]:
-    """Find columns that alone predict the target of validation records nearly perfectly."""
-    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-
-    tree = DecisionTreeRegressor if task.kind == "regression" else DecisionTreeClassifier
-    targets = [task.encode(part[splits.target]) for part in (splits.train, splits.val)]
-    rows = [evenly_spaced(torch.arange(len(each)), ROWS) for each in targets]
-    y, expected = (each[some].numpy() for each, some in zip(targets, rows, strict=True))
-    names = [name for name in preprocessor.names if _is_plain(encoded[0][name])]
-    if len(names) < 2 or len(expected) < 20:
-        return []
-    found = []
-    for name in names:
-        x, x_val = (encoded[i][name][rows[i]].reshape(len(rows[i]), -1).numpy() for i in (0, 1))
-        # A full tree: a copy of the target stays visible in it, and noise that it learns by heart is of no use
-        # on validation records.
-        model = tree(random_state=0)
-        score = _score(task, y, expected, model.fit(x, y).predict(x_val))
-        if score >= LEAK:
+def _near_duplicates(splits, preprocessor, encoded: list[dict], copies: list[np.ndarray]) -> list[tuple[str, str]]:
+    """Find test texts and images that are nearly those of another split, but no exact copies."""
+    parts = (splits.train, splits.val, splits.test)
+    rows = [
+        evenly_spaced(torch.arange(len(part)), count)
+        for part, count in zip(parts, (NEAR_OTHERS, NEAR_TEST, NEAR_TEST), strict=True)
+    ]
+    indices, codes = [
+        [each[some.numpy()] for each, some in zip(every, rows, strict=True)]
+        for every in ([part.index for part in parts], copies)
+    ]
+    others, found = indices[0].append(indices[1]), []
+    for column in preprocessor.columns:
+        prints = [
+            column.fingerprints(part[column.name].iloc[some.numpy()], take(columns[column.name], some))
+            for part, columns, some in zip(parts, encoded, rows, strict=True)
+        ]
+        distinct = np.unique(np.concatenate([column.keys(part[column.name]) for part in parts]))
+        if prints[0] is None or len(distinct) < CONTENT * sum(map(len, parts)):
+            continue
+        similar = prints[2] @ torch.cat(prints[:2]).T
+        similar[torch.from_numpy(codes[2][:, None] == np.concatenate(codes[:2]))] = 0
+        best, twin = similar.max(dim=1)
+        near = best >= column.near
+        if (share := float(near.double().mean())) > SHARE:
+            at = int((best * near).argmax())
             found.append((
-                "target leak",
-                f"Column {name!r} alone predicts {task.target} ({score:.1%} of the way from a guess to certainty). If "
-                f"it is not known when the model is used, leave it out: --columns {name}=drop.",
+                "near-duplicates",
+                f"{int(near.sum())} of {len(near)} test records ({share:.0%}) are nearly the same in {column.name!r} "
+                f"as a record of the training or validation split, such as rows {indices[2][at]} and "
+                f"{others[int(twin[at])]}: the test metrics may be too good. A column that is the same for all "
+                "versions of a record keeps them in one split: --group NAME.",
             ))  # fmt: skip
     return found
 
 
-def _is_plain(values) -> bool:
-    return isinstance(values, Tensor) and values.dim() <= 2
+def _ids(splits, preprocessor, encoded: list[dict]) -> list[tuple[str, str]]:
+    """Find columns that are different in nearly every row."""
+    found = []
+    if left_out := [name for name, (kind, _) in preprocessor.left_out.items() if kind == "id"]:
+        names, many = ", ".join(map(repr, left_out[:5])), len(left_out) > 1
+        found.append((
+            "ids",
+            f"{'Columns' if many else 'Column'} {names} {'are' if many else 'is'} different in nearly every row, and "
+            f"{'are' if many else 'is'} left out.",
+        ))  # fmt: skip
+    for column in preprocessor.columns:
+        unknown = column.unknown(splits.test[column.name], encoded[2][column.name])
+        if unknown is not None and (share := float(unknown.double().mean())) > UNSEEN:
+            found.append((
+                "ids",
+                f"Column {column.name!r} is like an id: {share:.0%} of its test values do not occur in training. The "
+                f"model cannot learn from them: --columns {column.name}=drop, or =text.",
+            ))  # fmt: skip
+    return found
 
 
-def _score(task, seen: np.ndarray, expected: np.ndarray, predicted: np.ndarray) -> float:
-    """Return 0 for a guess and 1 for perfect predictions."""
-    if task.kind == "regression":
-        return 1 - float(((predicted - expected) ** 2).mean() / max(expected.var(), 1e-12))
-    values, counts = np.unique(seen, return_counts=True)
-    guess = (expected == values[counts.argmax()]).mean()
-    return float(((predicted == expected).mean() - guess) / max(1 - guess, 1e-12))
+def _time_overlap(splits, task, preprocessor) -> list[tuple[str, str]]:
+    """Find a split at random of records whose targets are alike if they are close in time."""
+    config, parts = splits.config, (splits.train, splits.val, splits.test)
+    if config.time or config.group or config.val_data or config.test_data:
+        return []
+    for column in preprocessor.columns:
+        times = column.times(pd.concat([part[column.name] for part in parts]))
+        if times is None or np.isfinite(times).sum() < 100:
+            continue
+        targets = task.scores(torch.cat([task.encode(part[splits.target]) for part in parts]))
+        known = np.flatnonzero(np.isfinite(times))
+        ordered = targets[known[np.argsort(times[known], kind="stable")]]
+        spread = ordered.std(axis=0)
+        ordered = ((ordered - ordered.mean(axis=0)) / np.maximum(spread, 1e-9))[:, spread > 0]
+        correlation = float((ordered[1:] * ordered[:-1]).mean(axis=0).max())
+        if correlation > max(IN_TIME, 4 / len(ordered) ** 0.5):
+            return [
+                (
+                    "time overlap",
+                    f"The splits overlap in time, and {task.target} is alike in records that are close in "
+                    f"{column.name!r} (correlation {correlation:.2f}): the test metrics are too good for a model that "
+                    f"will predict the future. Test on the newest rows: --time {column.name}.",
+                )
+            ]
+    return []
 
 
 def _rare_classes(splits, task) -> list[tuple[str, str]]:

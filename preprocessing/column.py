@@ -108,6 +108,7 @@ class Column:
     max_examples: int = 16  # records that a checkpoint keeps for its self-check
     onnx_keys: tuple | list = ()  # strings that an exported graph maps to 1, 2, …
     unknown_cells: ClassVar[str] = "values unknown (unseen or too rare in training)"  # what `unknown` marks
+    near: ClassVar[float] = 1.0  # similarity of `fingerprints` from which on two cells are nearly the same
     own_ids: int = 0  # number of token ids that only this column uses, starting at 2 + `offset`
 
     @classmethod
@@ -192,6 +193,20 @@ class Column:
     def why_unknown(self, cell) -> str:
         """Say what is unknown about a cell that `unknown` marks."""
         return f"{shorten(cell)} was not seen in training (or too rarely)"
+
+    def fingerprints(self, values: pd.Series, encoded: Encoded) -> Tensor | None:
+        """Return a unit vector for each cell, (N, D): products are similarities. None for a kind without copies that
+        are slightly changed."""
+        return None
+
+    def shortcuts(self, parts: list[pd.Series]) -> pd.DataFrame | None:
+        """Return numbers that could tell classes apart for the wrong reason, a row for each cell of all parts: names of
+        columns say what they are. None for a kind that has none."""
+        return None
+
+    def times(self, values: pd.Series) -> np.ndarray | None:
+        """Return when each record was, as float64 (N,) with NaN; None for a kind that is no time."""
+        return None
 
     def made_up(self, profile: dict, position: float | None = None):
         """Return a cell that is plausible, but of no training record.

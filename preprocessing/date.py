@@ -46,6 +46,9 @@ class DateColumn(Column):
             to_days(cells.values, found.form, missing_hint)
         return found is not None and found.share == 1
 
+    def times(self, values: pd.Series) -> np.ndarray:
+        return self.parse(values)
+
     @classmethod
     def fit(cls, values: pd.Series, config: DataConfig) -> "DateColumn":
         if not has_value(values).any():

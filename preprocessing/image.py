@@ -30,6 +30,7 @@ from preprocessing.pixels import (
     read_headers,
     to_data_url,
 )
+from preprocessing.similarity import fingerprints_of_images
 
 MAX_AUTO_SIZE = 128  # pixels of a side, unless --image-size is given
 
@@ -53,6 +54,7 @@ class ImageColumn(Column):
     read_rows: ClassVar[int] = 256
     file_endings: ClassVar[tuple[str, ...]] = ENDINGS
     path_cells: ClassVar[bool] = True
+    near: ClassVar[float] = 0.997  # of different digits and icons at most .992
     is_content: ClassVar[bool] = True
 
     @classmethod
@@ -170,6 +172,17 @@ class ImageColumn(Column):
         """Return the brightness of each image, 0 … 1."""
         parts = [part.double().mean(dim=(1, 2, 3)) / 255 for part in encoded.split(1024)]
         return {f"{self.name}: brightness": torch.cat(parts).numpy()}
+
+    def fingerprints(self, values: pd.Series, encoded: Tensor) -> Tensor:
+        return fingerprints_of_images(encoded)
+
+    def shortcuts(self, parts: list[pd.Series]) -> pd.DataFrame:
+        """Return width, height, form and colour mode of the files."""
+        width, height, mode = zip(*(header for part in parts for header in read_headers(part)[0]), strict=True)
+        width, height = np.array(width, float), np.array(height, float)
+        names = ("the width of the files", "the height of the files", "the form of the files", "the colour mode")
+        cells = (width, height, width / height, pd.factorize(pd.Series(mode))[0])
+        return pd.DataFrame(dict(zip(names, cells, strict=True)))
 
     def examples(self, values: pd.Series) -> list[str]:
         """Return images at their final size, as data URLs."""

@@ -24,6 +24,7 @@ from preprocessing.column import Cells, Column, count_cores, shorten
 from preprocessing.hub import load_tokenizer
 from preprocessing.ngrams import frequent_buckets, hash_ngrams, known_ids, number_buckets
 from preprocessing.ragged import PADDING, UNKNOWN, Ragged
+from preprocessing.similarity import fingerprints_of_texts, words_of_texts
 
 VOCAB_SIZES = {"ngrams": 2**18, "words": 30_000, "subwords": 8_000, "characters": 8_000}
 MIN_LENGTH = 32  # of max_length, so that a model of short texts also reads somewhat longer ones
@@ -68,6 +69,7 @@ class TextColumn(Column):
     read_rows: ClassVar[int] = 1024
     file_endings: ClassVar[tuple[str, ...]] = (".txt",)
     long_cells: ClassVar[bool] = True
+    near: ClassVar[float] = 0.9
     is_content: ClassVar[bool] = True
     encodes_outside_graph: ClassVar[bool] = True
     unknown_cells: ClassVar[str] = "texts empty or without known words"
@@ -194,6 +196,12 @@ class TextColumn(Column):
         if self.tokenizer == "pretrained":  # its id 1 is a token like any other
             unknown = torch.zeros(len(encoded))
         return {f"{self.name}: length": lengths, f"{self.name}: unknown parts": unknown.double().numpy()}
+
+    def fingerprints(self, values: pd.Series, encoded: Ragged) -> Tensor:
+        return fingerprints_of_texts(read_texts(values))
+
+    def shortcuts(self, parts: list[pd.Series]) -> pd.DataFrame:
+        return words_of_texts([text for part in parts for text in read_texts(part)])
 
     def unknown(self, values: pd.Series, encoded: Ragged) -> Tensor:
         """Mark the texts without any known part, but not the empty ones if training had such. A pretrained tokenizer

@@ -165,6 +165,86 @@ def digit_files(tmp_path):
     return tmp_path
 
 
+def sentences(rows: int, seed: int = 0) -> list[str]:
+    random = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    return [" ".join("".join(random.choice(letters, 6)) for _ in range(12)) for _ in range(rows)]
+
+
+def test_texts_that_are_nearly_the_same_are_found():
+    texts = sentences(300)
+    table = pd.DataFrame({"text": texts + [f"{text.upper()} !!" for text in texts[:60]], "y": ["a", "b"] * 180})
+    found = audit_of(table, target="y", text=("text",))["near-duplicates"]
+    row, twin = map(int, re.search(r"rows (\d+) and (\d+)", found).groups())
+    assert table.loc[row, "text"][:30].lower() == table.loc[twin, "text"][:30].lower() and row != twin
+    assert "near-duplicates" not in audit_of(table.head(300), target="y", text=("text",))
+
+
+def test_images_that_are_nearly_the_same_are_found(tmp_path):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for i in range(60):
+        label = "ab"[i % 2]
+        (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((48, 48))
+        image.save(tmp_path / "photos" / label / f"{i}.png")
+        if i < 30:
+            image.save(tmp_path / "photos" / label / f"{i}-again.jpg", quality=80)
+    assert "near-duplicates" in audit_of(None, data=str(tmp_path / "photos"))
+    for path in (tmp_path / "photos").rglob("*.jpg"):
+        path.unlink()
+    assert "near-duplicates" not in audit_of(None, data=str(tmp_path / "photos"))
+
+
+def test_copies_in_one_split_are_counted():
+    table = clean_table()
+    found = audit_of(pd.concat([table, table.iloc[:100]], ignore_index=True), target="y")["duplicates"]
+    assert "100 of 500 records (20%) are copies of another one" in found
+
+
+def test_ids_are_named():
+    table = clean_table().assign(number=np.arange(400), place=[f"{i % 190}th" for i in range(400)])
+    found = audit_of(table, target="y")
+    assert "'number' is different in nearly every row, and is left out" in found["ids"]
+    found = audit_of(table, target="y", columns=("number=category", "place=category"), min_freq=3)
+    assert "is like an id" in found["ids"] and "--columns place=drop" in found["ids"]
+
+
+def test_a_split_at_random_of_a_series_is_found():
+    random = np.random.default_rng(0)
+    table = clean_table(600).assign(day=pd.date_range("2020-01-01", periods=600).strftime("%Y-%m-%d"))
+    assert "time overlap" not in audit_of(table, target="y")
+    table["y"] = np.where(np.convolve(random.normal(size=620), np.ones(21), "valid") > 0, "up", "down")
+    assert "--time day" in audit_of(table, target="y")["time overlap"]
+    assert "time overlap" not in audit_of(table, target="y", time="day")
+
+
+def test_a_column_that_is_as_good_as_all_is_suspicious():
+    random, table = np.random.default_rng(0), clean_table(1500)
+    table["status"] = np.where(random.random(1500) < 0.97, table["y"].map({"yes": "A", "no": "B"}), "C")
+    found = audit_of(table, target="y")["target leak"]
+    assert "'status' alone" in found and "as well as all columns together" in found
+
+
+def test_words_and_files_that_tell_the_classes_apart_are_found(tmp_path):
+    from PIL import Image
+
+    texts = [text[i % 31 :] for i, text in enumerate(sentences(300))]
+    table = pd.DataFrame({"text": texts, "y": ["ham", "spam"] * 150, "size": range(300)})
+    assert "target leak" not in audit_of(table, target="y")
+    table["text"] += np.where(table["y"] == "spam", " [ref:77]", "")
+    found = audit_of(table, target="y")["target leak"]
+    assert "'[ref:77]'" in found and "In column 'text'" in found
+    random = np.random.default_rng(0)
+    for i in range(200):
+        label = "ab"[i % 2]
+        (tmp_path / label).mkdir(exist_ok=True)
+        pixels = random.integers(0, 256, (20, 20 + 4 * (i % 2), 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
+    assert "the form of the files" in audit_of(None, data=str(tmp_path))["target leak"]
+
+
 def test_rare_classes_are_named():
     table = clean_table().assign(y=["rare" if i % 40 == 0 else "usual" for i in range(400)])
     found = audit_of(table, target="y")
