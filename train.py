@@ -81,7 +81,7 @@ def _train_folds(splits, config: Config) -> Run:
             if runs:
                 fold = replace(fold, config=same_columns(splits, runs[0].pipeline))
             runs.append(_train_once(fold, replace(config, training=training, run=run), time.monotonic(), number))
-        result = Run(**combine(runs, folds[0].test, out))
+        result = combine(runs, folds, config, out)
     print_folds(runs, result)
     return result
 

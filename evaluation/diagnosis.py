@@ -20,7 +20,8 @@ def diagnose(history: pd.DataFrame, val: dict, test: dict, evaluation: dict, tas
     if useless := diagnose_useless(val, test, task, splits, config):
         return useless
     found = [evaluation["comparison"], _judge_curves(history, config.training)]
-    return [sentence for sentence in [*found, _judge_size(test, evaluation["intervals"], splits)] if sentence]
+    found += [] if config.data.folds else [_judge_size(test, evaluation["intervals"], splits)]
+    return [sentence for sentence in found if sentence]
 
 
 def is_useless(metrics: dict, task, records) -> bool:

@@ -11,6 +11,7 @@ from config import FORMATTED
 from errors import UserError
 from evaluation.conformal import describe_coverage, pool_coverage
 from evaluation.intervals import with_interval
+from evaluation.report import write_report
 from evaluation.run_folder import SAMPLE_ROWS, write_metrics, write_sample
 from pipeline import Pipeline, atomic_write, weights_sha256
 from preprocessing.column import evenly_spaced
@@ -140,11 +141,12 @@ def out_of_fold(runs: list) -> pd.DataFrame:
     return predictions.sort_values("row", kind="stable", ignore_index=True) if is_number else predictions
 
 
-def combine(runs: list, records: pd.DataFrame, out) -> dict:
-    """Write the files of a cross-validation: the ensemble, the predictions of all rows, and metrics.json last.
+def combine(runs: list, folds: list, config, out):
+    """Write the files of a cross-validation: the ensemble, the predictions of all rows, the report, and metrics.json
+    last.
 
-    runs: the train.Run of each fold.  records: some of the data, for a sample.
-    Returns what a train.Run of the ensemble consists of.
+    runs: the train.Run of each fold.  folds: its Splits.
+    Returns the train.Run of the ensemble.
     """
     pipeline, predictions = Pipeline.ensemble([run.pipeline for run in runs]), out_of_fold(runs)
     metrics = summarize(runs) | {
@@ -155,16 +157,16 @@ def combine(runs: list, records: pd.DataFrame, out) -> dict:
     pipeline.save(out / "best.pt")
     with atomic_write(out / "test_predictions.csv") as file:
         predictions.to_csv(file, index=False)
-    write_sample(evenly_spaced(records, SAMPLE_ROWS), pipeline, out)
-    write_metrics(metrics, out)
+    write_sample(evenly_spaced(folds[0].test, SAMPLE_ROWS), pipeline, out)
     histories = [run.history.assign(fold=number) for number, run in enumerate(runs, start=1)]
-    return {
-        "pipeline": pipeline,
-        "history": pd.concat(histories, ignore_index=True),
-        "predictions": predictions,
-        "out": out,
-        **{name: metrics[name] for name in ("val", "test", "intervals", "diagnosis")},
-    }
+    found = {name: metrics[name] for name in ("val", "test", "intervals", "diagnosis")}
+    history = pd.concat(histories, ignore_index=True)
+    result = replace(runs[0], pipeline=pipeline, history=history, predictions=predictions, out=out, **found)
+    if config.run.report:
+        table = pd.concat([fold.test for fold in folds]).loc[predictions["row"]]
+        write_report(result, replace(folds[0], test=table), config, metrics, (runs[0].pipeline, folds[0].test))
+    write_metrics(metrics, out)
+    return result
 
 
 def print_folds(runs: list, result) -> None:
@@ -179,6 +181,8 @@ def print_folds(runs: list, result) -> None:
         print(describe_coverage(result.pipeline.task, metrics["coverage"]))
     print("", *result.diagnosis[:2], sep="\n")
     print(f"Each row was tested by a model that had not seen it: {result.out / 'test_predictions.csv'}")
+    if (result.out / "report.html").exists():
+        print(f"Report: {result.out / 'report.html'}")
     print(
         f"The ensemble of all models: {result.out / 'best.pt'}; its metrics are usually a little better than the mean."
     )

@@ -3,6 +3,7 @@
 import io
 import re
 from html import escape
+from typing import NamedTuple
 
 BLUE, ORANGE, GREY = "#3b7dd8", "#d9822b", "#8a8a8a"  # readable on white and on black
 
@@ -17,9 +18,12 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; opacity: .8; white-space: nowrap; }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem .6rem; text-align: left; vertical-align: top; }
 td { max-width: 24rem; min-width: 3rem; overflow-wrap: break-word; }
+td img { width: 6rem; image-rendering: pixelated; } .words span { padding: .1rem .15rem; border-radius: .2rem; }
+.map { display: inline-block; width: 17rem; margin: 0 1rem 1rem 0; } .map image { image-rendering: pixelated; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 .findings li { margin: .3rem 0; } code { background: var(--soft); padding: .1rem .3rem; overflow-wrap: anywhere; }
 @media print { body { max-width: none; font-size: 11pt; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
+  .wide { overflow: visible; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
 
@@ -50,12 +54,35 @@ def bullets(sentences: list[str]) -> str:
     return f'<ul class="findings">{items}</ul>' if items else ""
 
 
+class Picture(NamedTuple):
+    """A picture as a cell of a table."""
+
+    url: str  # a data URL
+
+
+class Link(NamedTuple):
+    """A link to a file beside the page, as a cell of a table."""
+
+    label: str
+    file: str
+
+
+def shade(strength: float) -> str:
+    """Return a transparent colour: orange up to 1, blue down to -1."""
+    red, green, blue = (217, 130, 43) if strength > 0 else (59, 125, 216)
+    return f"rgb({red} {green} {blue} / {0.7 * min(1, abs(strength)):.2f})"
+
+
 def table(rows, header: list[str], caption: str = "") -> str:
     """Return an HTML table. Numbers are rounded and aligned to the right."""
 
     def cell(value) -> str:
         if isinstance(value, float):
             return f'<td class="number">{number(value)}</td>'
+        if isinstance(value, Link):
+            return f'<td><a href="{text(value.file)}">{text(value.label)}</a></td>'
+        if isinstance(value, Picture):
+            return f'<td><img src="{text(value.url)}" alt="" loading="lazy"></td>'
         return f'<td class="number">{value}</td>' if isinstance(value, int) else f"<td>{text(value)}</td>"
 
     head = "".join(f"<th>{text(name)}</th>" for name in header)

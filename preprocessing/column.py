@@ -204,6 +204,11 @@ class Column:
         columns say what they are. None for a kind that has none."""
         return None
 
+    def occlusions(self, cell) -> list[tuple[str | tuple, object]]:
+        """Return parts of a cell, each with the cell without it. Parts are words, or squares of a picture (left, top,
+        side) as shares of its side. Empty for a kind without parts."""
+        return []
+
     def times(self, values: pd.Series) -> np.ndarray | None:
         """Return when each record was, as float64 (N,) with NaN; None for a kind that is no time."""
         return None

@@ -21,6 +21,7 @@ from preprocessing.pixels import (
     ENDINGS,
     GREY_MODES,
     MANY_IMAGES,
+    Pixels,
     decode,
     hash_content,
     image_bytes,
@@ -32,6 +33,7 @@ from preprocessing.pixels import (
 )
 from preprocessing.similarity import fingerprints_of_images
 
+PLACES = 8  # squares in a row of an image that are greyed out in turn
 MAX_AUTO_SIZE = 128  # pixels of a side, unless --image-size is given
 
 
@@ -183,6 +185,18 @@ class ImageColumn(Column):
         names = ("the width of the files", "the height of the files", "the form of the files", "the colour mode")
         cells = (width, height, width / height, pd.factorize(pd.Series(mode))[0])
         return pd.DataFrame(dict(zip(names, cells, strict=True)))
+
+    def occlusions(self, cell) -> list[tuple[tuple[float, float, float], Pixels]]:
+        """Grey out one square after the other."""
+        pixels, side = self.encode(pd.Series([cell], dtype=object))[0].numpy(), -(-self.size // PLACES)
+        found = []
+        for top in range(0, self.size, side):
+            for left in range(0, self.size, side):
+                changed = pixels.copy()
+                changed[:, top : top + side, left : left + side] = pixels.mean(axis=(1, 2), keepdims=True)
+                place = (left / self.size, top / self.size, side / self.size)
+                found.append((place, Pixels(changed)))
+        return found
 
     def examples(self, values: pd.Series) -> list[str]:
         """Return images at their final size, as data URLs."""

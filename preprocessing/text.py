@@ -43,6 +43,8 @@ MADE_UP = (  # sentences with many letters, which no training text has to lend i
     "天地玄黃 宇宙洪荒 日月盈昃 辰宿列張",
     "Съешь же ещё этих мягких французских булок, да выпей чаю",
 )
+LONGEST_WORDS = 15  # mean number of characters of words, from which on they are sentences without spaces
+MAX_PARTS = 60  # words of a text that are left out in turn
 MANY_NAMES = 50  # a column of more different names made of words is a text, even if they recur
 
 # Processes that clean texts are forked after tokenizers used its threads; without this it would print a warning
@@ -202,6 +204,14 @@ class TextColumn(Column):
 
     def shortcuts(self, parts: list[pd.Series]) -> pd.DataFrame:
         return words_of_texts([text for part in parts for text in read_texts(part)])
+
+    def occlusions(self, cell) -> list[tuple[str, str]]:
+        text = read_texts(pd.Series([cell]))[0]
+        words, joint = text[: 20 * MAX_PARTS].split(), " "
+        if len(text) > LONGEST_WORDS * len(words):  # a language without spaces
+            words, joint = [text[i : i + 2] for i in range(0, min(len(text), 2 * MAX_PARTS), 2)], ""
+        words = words[:MAX_PARTS]
+        return [(word, joint.join(words[:i] + words[i + 1 :])) for i, word in enumerate(words)] if words[1:] else []
 
     def unknown(self, values: pd.Series, encoded: Ragged) -> Tensor:
         """Mark the texts without any known part, but not the empty ones if training had such. A pretrained tokenizer

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import quick_run
+from conftest import mixed_csv, quick_run
 
-from config import Config, DataConfig, RunConfig
+from config import Config, DataConfig, ModelConfig, RunConfig
 from dataloader import load_splits
 from evaluation.baselines import compare_with_baselines
 from evaluation.intervals import bootstrap, weighted_metrics, with_interval
+from preprocessing.pixels import to_data_url
 from task import Task
 from train import assemble
 
@@ -260,7 +261,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(tmp_path, target):
     table["price"] = 2 * table["height"] + np.random.default_rng(1).normal(size=len(table))
     run = quick_run(tmp_path / "run", table, data=DataConfig(target=target), report=True)
     page, metrics = (run.out / "report.html").read_text(), json.loads((run.out / "metrics.json").read_text())
-    assert not re.search(r'(src|href)="(?!#)|url\((?!#)|@import|<script', page)
+    assert not re.search(r'(src|href)="(?!#|data:image/)|url\((?!#)|@import|<script', page)
     assert "<b>깊이</b>" not in page and "&lt;b&gt;깊이&lt;/b&gt;" in page
     shown = ["Residuals"] if target == "price" else ["Confusion matrix", "ROC curve", "Reliability"]
     assert all(word in page for word in ["boosted trees", "Importance of columns", "Worst predictions", *shown])
@@ -270,3 +271,42 @@ def test_the_report_is_one_page_that_needs_nothing_else(tmp_path, target):
     without = quick_run(tmp_path / "without", table, data=DataConfig(target=target))
     assert not (without.out / "report.html").exists() and without.test == run.test
     assert dataclasses.asdict(RunConfig())["report"]
+
+
+def test_the_report_shows_pictures_and_the_parts_that_decided(tmp_path):
+    path = mixed_csv(tmp_path, "binary", 200)
+    run = quick_run(
+        tmp_path / "run", data=DataConfig(data=str(path), target="binary"), model=ModelConfig(), report=True
+    )
+    page = (run.out / "report.html").read_text()
+    worst = page.split("Worst predictions")[1]
+    assert worst.count('<img src="data:image/png;base64,') == 10
+    decided = page.split("What decided")[1].split("Worst predictions")[0]
+    assert decided.count("<svg viewBox") == 6 and "Words that decide most" in decided
+    words = re.findall(r"<tr><td>(\w+)</td><td>(high|low)</td><td class=.number.>\d+</td>", decided)
+    assert words[0][0] in ("excellent", "poor")
+
+
+def test_texts_and_images_have_parts():
+    from preprocessing.image import ImageColumn
+    from preprocessing.text import TextColumn
+
+    text = TextColumn.fit(pd.Series(["good old shoe", "a bad hat"] * 3, name="t"), DataConfig(min_freq=1))
+    assert text.occlusions("good old shoe") == [("good", "old shoe"), ("old", "good shoe"), ("shoe", "good old")]
+    assert text.occlusions("天地玄黃宇宙洪荒日月盈昃辰宿列張")[0] == ("天地", "玄黃宇宙洪荒日月盈昃辰宿列張")
+    assert text.occlusions("shoe") == [] and text.occlusions(None) == []
+    image = ImageColumn("photo", 16, 3, [0.5] * 3, [0.2] * 3)
+    cell = to_data_url(np.random.default_rng(0).integers(0, 256, (3, 16, 16), dtype=np.uint8))
+    parts, (pixels,) = image.occlusions(cell), image.encode(pd.Series([cell]))
+    assert len(parts) == 64 and parts[9][0] == (0.125, 0.125, 0.125)
+    changed = torch.from_numpy(parts[9][1].array) != pixels
+    assert changed.any(dim=0)[2:4, 2:4].all() and changed.any(dim=0).sum() == 4
+
+
+def test_the_slice_in_which_a_model_is_worst_is_found(tmp_path):
+    table = clean_table(2000).assign(shop=np.random.default_rng(1).choice(["north", "south", "west"], 2000))
+    wrong = np.random.default_rng(2).choice(["yes", "no"], 2000)
+    table["y"] = np.where(table["shop"] == "south", wrong, np.where(table["height"] > 0, "yes", "no"))
+    run = quick_run(tmp_path / "run", table, data=DataConfig(target="y"), model=ModelConfig(), epochs=6, report=True)
+    section = (run.out / "report.html").read_text().split("Where it is worst")[1].split("<section>")[0]
+    assert section.index("<td>shop</td><td>south</td>") < 700 and "north" not in section and "width" not in section
