@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from errors import UserError, did_you_mean
 
@@ -18,6 +18,16 @@ INF = float("inf")
 CLEANING = ("unicode", "html", "repeats", "marks", "case")  # by default
 FORMATTED = ("number", "date", "")  # kinds of columns that can be written in several ways
 COLUMN_KINDS = ("number", "category", "boolean", "date", "text", "image", "drop")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What tune.py tries for a flag: numbers from low to high, on a log scale or not, or one of some choices."""
+
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple = ()
 
 
 def _check(condition: bool, message: str) -> None:
@@ -209,14 +219,16 @@ class ModelConfig:
     fine_tune: bool = False
     """All of a pretrained network is trained, with a lower learning rate than its head. Neither: frozen on a CPU or
     with few rows, otherwise fine-tuned."""
-    hidden: tuple[int, ...] = ()
+    hidden: Annotated[tuple[int, ...], Search(choices=(0.5, 1.0, 2.0))] = ()  # times the network's own widths
     """Widths of the hidden layers, or channels of a cnn's stages; none given = 192 192 for tabm, 128 64 for mlp,
     32 64 128 for cnn, 32 for bag, 64 64 for transformer."""
-    activation: Literal["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"] = "relu"
+    activation: Annotated[
+        Literal["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"], Search(choices=("relu", "silu"))
+    ] = "relu"
     """Activation function after each hidden layer."""
     batch_norm: bool = True
     """Batch normalisation in each hidden layer."""
-    dropout: float = -1.0
+    dropout: Annotated[float, Search(0.0, 0.6)] = -1.0
     """Share of a hidden layer's outputs that are set to zero in training; -1 = 0.1, or 0.3 for tabm on classes with
     fewer than 10,000 training rows."""
 
@@ -244,7 +256,7 @@ class ModelConfig:
 class TrainConfig:
     """how to train"""
 
-    epochs: int = -1
+    epochs: Annotated[int, Search()] = -1  # from a few to the planned ones
     """Passes over the training rows, at most; -1 = planned from the rows and the size of the network."""
     time_budget: float = 0.0
     """Seconds that training may take: epochs, and where needed their length, are planned from the measured speed; 0 =
@@ -257,9 +269,9 @@ class TrainConfig:
     """Share of each label that is spread over all classes."""
     optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop"] = "AdamW"
     """Optimizer of torch.optim."""
-    lr: float = 3e-3
+    lr: Annotated[float, Search(5e-4, 2e-2, log=True)] = 3e-3
     """Learning rate; OneCycleLR takes it as the peak."""
-    weight_decay: float = 3e-4
+    weight_decay: Annotated[float, Search(1e-5, 0.5, log=True)] = 3e-4
     """L2 penalty on the weights (for AdamW, decoupled)."""
     momentum: float = 0.9
     """Momentum of SGD."""

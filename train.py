@@ -141,7 +141,7 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         else:
             write_run(result, trainer, splits, config, evaluation, findings)
     if not fold:
-        print_result(result, trainer, splits, evaluation)
+        print_result(result, trainer, splits, evaluation, findings)
     return result
 
 

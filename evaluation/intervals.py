@@ -95,12 +95,16 @@ def _roc_auc(ranks: np.ndarray, is_class: np.ndarray, weights: np.ndarray) -> fl
 
 
 def with_interval(value: float, interval: list[float] | None) -> str:
-    """Return "0.95 (0.91–0.98)": rounded to one or two digits of half the width of the interval."""
-    if interval is None:
+    """Return "0.95 (0.91 to 0.98)", with the digits that the interval supports."""
+    if interval is None or interval[0] == interval[1]:
         return f"{value:.4g}"
-    low, high = interval
-    if not (half := (high - low) / 2):
-        return f"{value:.4g}"
-    digits = -math.floor(math.log10(half / 2.5))
-    low, value, high = (f"{round(x, digits) + 0.0:.{max(0, digits)}f}" for x in (low, value, high))
+    value, low, high = (with_digits(x, interval) for x in (value, *interval))
     return f"{value} ({low} to {high})"
+
+
+def with_digits(value: float, interval: list[float] | None) -> str:
+    """Return a number rounded to one or two digits of half the width of an interval."""
+    if interval is None or interval[0] == interval[1]:
+        return f"{value:.4g}"
+    digits = -math.floor(math.log10((interval[1] - interval[0]) / 5))
+    return f"{round(value, digits) + 0.0:.{max(0, digits)}f}"

@@ -112,13 +112,18 @@ def _worst(pipeline, predictions: pd.DataFrame, splits, targets: torch.Tensor) -
     return html.table(table.astype(object).to_numpy().tolist(), list(table.columns))
 
 
-def _reproduce(splits, config: Config, metrics: dict) -> str:
+def command_line(config: Config) -> str:
+    """Return the flags that differ from the defaults, as a person writes them; not where a run is written to."""
     defaults, flags = Config().to_dict(), []
     for group, values in config.to_dict().items():
         changed = {k: v for k, v in values.items() if v != defaults[group][k] and k not in ("out", "resume")}
         flags += [as_flag(name, value) for name, value in changed.items()]
+    return " ".join(flags)
+
+
+def _reproduce(splits, config: Config, metrics: dict) -> str:
     rows = [[k, metrics[k]] for k in ("epochs", "best_epoch", "device", "threads", "weights_sha256") if k in metrics]
-    return f"<p><code>python train.py {html.text(' '.join(flags))}</code></p>" + html.table(rows, ["", ""])
+    return f"<p><code>python train.py {html.text(command_line(config))}</code></p>" + html.table(rows, ["", ""])
 
 
 def as_flag(name: str, value) -> str:

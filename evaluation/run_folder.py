@@ -18,7 +18,7 @@ from errors import UserError, error_prefix
 from evaluation.baselines import compare_with_baselines, evaluate_baselines
 from evaluation.conformal import describe_coverage, measure_coverage
 from evaluation.diagnosis import is_useless
-from evaluation.intervals import bootstrap, with_interval
+from evaluation.intervals import bootstrap, with_digits, with_interval
 from evaluation.report import write_report
 from pipeline import atomic_write, weights_sha256
 from preprocessing.column import evenly_spaced
@@ -34,6 +34,16 @@ TEMPORARY = re.compile(
 )
 
 
+def new_folder(source: str) -> str:
+    """Return a name for the folder of a run on a file: runs/<name>-<time>."""
+    base = name = f"runs/{Path(source).name.split('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    count = 1
+    while os.path.exists(name):
+        count += 1
+        name = f"{base}-{count}"
+    return name
+
+
 @contextmanager
 def open_run_folder(config, source: str) -> Iterator[Path]:
     """Create or resume a run folder and lock it: no other run can write to it meanwhile.
@@ -41,11 +51,7 @@ def open_run_folder(config, source: str) -> Iterator[Path]:
     A folder that is new and still without last.pt is removed if an exception leaves the block.
     Raises UserError if the folder holds another run, is in use by another process, or cannot be written to.
     """
-    base = config.out or f"runs/{Path(source).name.split('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out, count = Path(base), 1
-    while not config.out and os.path.exists(out):
-        count += 1
-        out = Path(f"{base}-{count}")
+    out = Path(config.out or new_folder(source))
     created = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -269,22 +275,28 @@ def print_data(splits, pipeline, findings: list[dict]) -> None:
     )
 
 
-def print_result(result, trainer, splits, evaluation: dict) -> None:
-    """evaluation: what `evaluate_test` returns."""
+def print_result(result, trainer, splits, evaluation: dict, findings: list[dict]) -> None:
+    """Print one screen: metrics, findings, what to do next.
+
+    evaluation: what `evaluate_test` returns.  findings: of evaluation/audit.py.
+    """
     epochs, seconds, patience = len(result.history), float(result.history["seconds"].sum()), trainer.config.patience
     early = f" (stopped early: --patience {patience})" if trainer.out_of_patience() else ""
     if (threshold := trainer.task.threshold) != 0.5:
         print(f"\ndecision threshold {threshold:.3g}, because one class is rare: {trainer.task.classes[1]} above it")
     print(f"\nbest epoch {trainer.best['epoch']} of {epochs}{early}, in {seconds:.1f} s")
-    print("val   " + "  ".join(f"{name} {value:.4g}" for name, value in result.val.items()))
-    tested = (f"{name} {with_interval(value, result.intervals.get(name))}" for name, value in result.test.items())
+    intervals = result.intervals
+    print("val   " + "  ".join(f"{name} {with_digits(x, intervals.get(name))}" for name, x in result.val.items()))
+    tested = (f"{name} {with_interval(value, intervals.get(name))}" for name, value in result.test.items())
     print("test  " + "  ".join(tested) + "  (95 % intervals)")
-    for name, metrics in evaluation["baselines"].items():
-        print(f"      {name}: " + "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()))
+    if baselines := evaluation["baselines"]:
+        best = min(baselines, key=lambda name: baselines[name]["loss"])
+        shown = (f"{name} {with_digits(value, intervals.get(name))}" for name, value in baselines[best].items())
+        print(f"      best baseline, {best}: " + "  ".join(shown))
     if evaluation["coverage"]:
         print(describe_coverage(trainer.task, evaluation["coverage"]))
     sample = next((result.out / name for name in ("sample.csv", "sample") if (result.out / name).exists()), "new.csv")
-    print("", *result.diagnosis, sep="\n")
+    print("", *(each["finding"] for each in findings), *result.diagnosis, sep="\n")
     if not is_useless(result.test, trainer.task, splits.test):
         print(f"Try it: python predict.py --checkpoint {result.out / 'best.pt'} --input {sample} --output -")
     if (result.out / "report.html").exists():
