@@ -67,12 +67,13 @@ def given_flags(arguments: list[str]) -> set[str]:
 
 
 def tune(config: TuneConfig, fixed: set[str] = frozenset(), *, table=None):
-    """Search, train the winner and return its train.Run.
+    """Search, train the winner and return its train.Run; None if another process that took part does.
 
     fixed: names of fields that keep their value.  table: a DataFrame instead of the file that `data.data` names.
     Raises UserError for bad data or flags, and KeyboardInterrupt when interrupted; a later call continues.
     """
     from evaluation.run_folder import new_folder
+    from search.study import first_to_finish
 
     config = replace(config, run=replace(config.run, out=config.run.out or new_folder(config.data.data)))
     budget = config.training.time_budget or (0.0 if config.search.trials else SECONDS)
@@ -94,7 +95,11 @@ def tune(config: TuneConfig, fixed: set[str] = frozenset(), *, table=None):
     finally:
         for process in others:
             process.terminate()
-    return _finish(study, data, space, table)
+    with first_to_finish(Path(config.run.out)) as is_first:
+        if is_first:
+            return _finish(study, data, space, table)
+    print("the search is over; another process trains the winner")
+    return None
 
 
 def _take_part(config: TuneConfig, fixed: set[str], table, deadline: float) -> None:
@@ -105,7 +110,9 @@ def _search(config: TuneConfig, fixed: set[str], table, deadline: float, *, is_f
     """Work on trials until the search is over. Return the study, what its trials share, and the search space."""
     from dataloader import load_splits
     from evaluation.run_folder import print_data
-    from evaluation.study import Worker, open_study, prepare, search, search_space
+    from search.space import search_space
+    from search.study import Worker, open_study, search
+    from search.trial import prepare
     from train import assemble
 
     out, training = Path(config.run.out), replace(config.training, time_budget=0.0)
@@ -133,12 +140,14 @@ def _search(config: TuneConfig, fixed: set[str], table, deadline: float, *, is_f
 def _finish(study, data, space: dict, table):
     """Choose among the best trials and the default flags, train the winner, compare both on the test split."""
     from evaluation.report import command_line
-    from evaluation.study import best_trials, choose_winner, compare_tests, default_params, with_params
-    from evaluation.tune_page import write_page
+    from search.page import write_page
+    from search.space import default_params, with_params
+    from search.study import best_trials
+    from search.winner import choose_winner, compare_tests
 
     default, ranked, out = default_params(data, space), best_trials(study), Path(data.config.run.out)
     print(f"\nthe best of {len(ranked)} settings are trained again, with another seed", flush=True)
-    winner, finalists, sentence = choose_winner(data, [trial.params for trial in ranked], default, FINALISTS)
+    winner, finalists, sentence = choose_winner(data, [(t.params, t.value) for t in ranked], default, FINALISTS)
     chosen = data.config if winner == default else with_params(data, winner)
     line = f"python train.py {command_line(chosen)}"
     print(f"{sentence}\n\n{line}\n", flush=True)

@@ -24,7 +24,8 @@ LAYERS = (
     {"backbones", "model"},
     {"dataloader", "pipeline", "progress"},
     {"trainer", "evaluation", "serving"},
-    {"train", "predict", "serve", "compare", "export"},
+    {"search"},
+    {"train", "predict", "serve", "compare", "export", "tune"},
 )
 SPINE = {"config", "dataloader", "model", "task", "trainer", "pipeline", "errors", "progress"}
 MODULES = set().union(*LAYERS)

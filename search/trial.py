@@ -1,0 +1,82 @@
+"""A trial: the records that all trials share, and one training whose epochs are reported."""
+
+import contextlib
+import io
+from dataclasses import dataclass, replace
+
+import numpy as np
+import optuna
+
+from config import Config
+from evaluation.calibration import calibrate
+from evaluation.comparison import record_losses
+from model import build_model
+from pipeline import Pipeline
+from trainer import Trainer, seed_weights
+
+STEPS = 20  # at which trials are compared while they run: shares of their epochs
+
+
+@dataclass(frozen=True)
+class Data:
+    """What all trials share: records, encoded once, and the pipeline of the default flags."""
+
+    pipeline: Pipeline
+    loaders: tuple
+    config: Config
+    epochs: int  # planned for the default flags
+
+
+class TrialTrainer(Trainer):
+    """A trainer that reports each epoch to a trial, and stops if the trial is hopeless."""
+
+    trial: optuna.Trial | None = None
+
+    def _end_epoch(self, train_loss: float, val: dict[str, float], started: float) -> None:
+        super()._end_epoch(train_loss, val, started)
+        step = STEPS * self.epoch // self.config.epochs
+        if self.trial is None or step == STEPS * (self.epoch - 1) // self.config.epochs:
+            return
+        self.trial.report(val[self.config.monitor], step)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+    def planned_epochs(self, loaders: tuple) -> int:
+        with self._session(*loaders[:2]):
+            return self.config.epochs
+
+
+def prepare(pipeline: Pipeline, loaders: tuple, config: Config) -> Data:
+    """Plan the epochs of the default flags for records that `train.assemble` has encoded."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = TrialTrainer(pipeline, config.training, replace(config.run, out=""))
+        return Data(pipeline, loaders, config, trainer.planned_epochs(loaders))
+
+
+def run_trial(data: Data, config: Config, trial: optuna.Trial | None = None) -> tuple[float, np.ndarray]:
+    """Train with the flags of a trial; return (value, losses (N,)) on the validation split, lower is better.
+
+    The value is the log-loss of calibrated predictions, or the root mean squared error; or another --monitor, negative
+    if higher is better.
+    Raises TrialPruned for a hopeless trial, and UserError if a loss is not finite.
+    """
+    spec, task = data.pipeline.model_spec, data.pipeline.task
+    flags = {"hidden": list(config.model.hidden), "activation": config.model.activation}
+    flags |= {} if config.model.dropout == -1 else {"dropout": config.model.dropout}
+    seed_weights(config.training.seed)
+    model = build_model(spec["names"], spec["args"] | flags)
+    for name, network in zip(spec["names"], getattr(model, "networks", [model]), strict=True):
+        if hasattr(network, "start_from"):
+            network.start_from(name.partition(":")[2], spec["args"].get("max_length", 0))
+    pipeline = Pipeline(model, task, data.pipeline.preprocessor, model_spec=spec)
+    trainer = TrialTrainer(pipeline, config.training, replace(config.run, out="", resume=""))
+    trainer.trial = trial
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # epochs, and their bar
+        trainer.fit(*data.loaders[:2])
+    logits, targets = trainer.logits(data.loaders[1])
+    task = calibrate(task, logits, targets, config.training.monitor)
+    losses = record_losses(task, task.activate(logits).numpy(), task.decode(targets).numpy())
+    if config.training.monitor == "loss":
+        return float(losses.mean()) ** (0.5 if task.kind == "regression" else 1.0), losses
+    value = task.evaluate(logits, targets)[config.training.monitor]
+    return (-value if trainer.higher_is_better else value), losses
