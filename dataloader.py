@@ -23,6 +23,8 @@ from preprocessing.preprocessor import layout_of
 from preprocessing.splitting import count_rows, split_rows
 from preprocessing.targets import infer_kind, is_missing, numbers_form, stratify_labels, words_that_are_classes
 from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, separator_of, split_folders
+from sources.disk import take_rows
+from sources.tables import table_files
 from task import Task
 
 # ---------------------------------------------------------------- records → splits
@@ -73,11 +75,8 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     sizes = count_rows(len(table), shares)
     labels = stratify_labels(table[target], kind, 1 + sum(size > 0 for size in sizes.values()), form)
     train_rows, val_rows, test_rows = split_rows(table, target, labels, config, sizes, seed, notes)
-    # Reorder column by column to avoid a second copy in memory; the splits are views.
-    table, order = table.copy(deep=False), np.concatenate([train_rows, val_rows, test_rows])
-    for i, name in enumerate(table.columns):
-        table.isetitem(i, table[name].array.take(order))
-    table.index = table.index[order]
+    # Reordered column by column to avoid a second copy in memory; the splits are views
+    table = take_rows(table.copy(deep=False), np.concatenate([train_rows, val_rows, test_rows]))
     ends = len(train_rows), len(train_rows) + len(val_rows)
     splits = Splits(
         train=table.iloc[: ends[0]],
@@ -123,7 +122,7 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         target = target or usual_target
     else:
         config.check_files()
-        if Path(config.data).is_dir():
+        if Path(config.data).is_dir() and not table_files(config.data):
             target = target or LABEL
             paths = [given or found for given, found in zip(("", *paths[1:]), split_folders(config.data), strict=True)]
         table, kinds = _read(paths[0], config, config.column_kinds(), notes)
@@ -147,7 +146,7 @@ def _read(
     path: str, config: DataConfig, kinds: dict[str, str], notes: list[str]
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return the records of a file or folder, and the kinds of columns that the source knows, `kinds` among them."""
-    if Path(path).is_dir():
+    if Path(path).is_dir() and not table_files(path):
         return read_folder(path, notes, config.encoding)
     if path.endswith(".db"):
         kinds = log_kinds(path) | kinds
@@ -199,7 +198,7 @@ def _usable(
         words = table[target][missing & table[target].notna()].astype("str").str.strip().value_counts()
         words = ", ".join(f"{word} {count}×" for word, count in words.items() if word)
         notes.append(f"{source}: {missing.sum()} rows without {target} left out{f' ({words})' if words else ''}")
-        table = table[~missing]
+        table = take_rows(table.copy(deep=False), np.flatnonzero(~missing))
     if config.drop_nulls:
         kinds = config.column_kinds()
         texts = layout_of(kinds).texts
@@ -209,7 +208,7 @@ def _usable(
             present[name] = (table[name].notna() & table[name].ne("")).to_numpy()  # in a text "NA" is a word
         complete = np.all(list(present.values()), axis=0)
         notes.append(f"{source}: {(~complete).sum()} rows with a missing cell left out (--drop-nulls)")
-        table = table[complete]
+        table = take_rows(table.copy(deep=False), np.flatnonzero(complete))
     if table.empty:
         raise UserError(f"{source}: every row has a missing cell, so --drop-nulls leaves no rows.")
     return table

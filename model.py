@@ -18,7 +18,8 @@ from backbones.layers import ACTIVATIONS, Dropout
 from backbones.lite0 import Lite0
 from backbones.text import NGramBag, Transformer
 from errors import UserError
-from preprocessing.column import evenly_spaced, memory
+from preprocessing.column import evenly_spaced
+from sources.disk import memory
 
 
 class CategoryEmbedding(nn.Module):

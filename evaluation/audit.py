@@ -9,7 +9,7 @@ import torch
 
 from evaluation.leaks import find_leaks
 from preprocessing.column import evenly_spaced
-from preprocessing.copies import find_copies
+from preprocessing.copies import find_copies_in
 from preprocessing.parsing import canonical_codes
 from preprocessing.preprocessor import take
 
@@ -38,9 +38,8 @@ def audit(splits, task, preprocessor, encoded: list[dict]) -> list[dict]:
 def _find_copies(splits) -> list[np.ndarray]:
     """Return a code of each record of train, validation and test: equal for copies, and for no other records."""
     parts = (splits.train, splits.val, splits.test)
-    records = pd.concat([part.drop(columns=splits.target) for part in parts], ignore_index=True)
-    codes = find_copies(records, splits.config)
-    codes = np.arange(len(records)) if codes is None else codes
+    codes = find_copies_in([part.drop(columns=splits.target) for part in parts], splits.config)
+    codes = np.arange(sum(map(len, parts))) if codes is None else codes
     return np.split(codes, np.cumsum([len(part) for part in parts])[:2])
 
 

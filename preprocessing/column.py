@@ -25,11 +25,6 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory() -> int:
-    """Return the bytes of memory of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
-
-
 def evenly_spaced(records: pd.DataFrame | Tensor, count: int):
     """Return up to `count` evenly spaced records: tables are often sorted by class."""
     count = min(count, len(records))

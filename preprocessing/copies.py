@@ -16,27 +16,36 @@ CHANCE = 3  # copies are this many times as many as coincidences would be
 
 
 def find_copies(records: pd.DataFrame, config: DataConfig) -> np.ndarray | None:
-    """Return a code for each record (N,), from 0 up and equal for equal records; None if there are no copies.
+    """Return what `find_copies_in` does for one table."""
+    return find_copies_in([records], config)
+
+
+def find_copies_in(tables: list[pd.DataFrame], config: DataConfig) -> np.ndarray | None:
+    """Return a code for each record of all tables (N,), from 0 up and equal for equal records; None without copies.
 
     Compared are all columns but those that --columns drops and row numbers and the like, which differ between copies
     as well. Images are compared by the content of their files.
     """
-    kinds, keys = config.column_kinds(), {}
-    for name in records:
+    kinds, count, total, columns, content = config.column_kinds(), sum(map(len, tables)), None, [], False
+    rows = np.random.default_rng(0).permutation(count)[:SAMPLE] if count > SAMPLE else slice(None)
+    for name in tables[0]:
         kind = kinds.get(name, "")
         if not name or kind == "drop":
             continue
-        keys[name] = KINDS.get(kind, Column).keys(records[name])
-        if not kind and _differs(keys[name]) and not _has_fractions(records[name]):
+        cells = pd.concat([table[name] for table in tables], ignore_index=True) if len(tables) > 1 else tables[0][name]
+        keys = KINDS.get(kind, Column).keys(cells)
+        if not kind and _differs(keys) and not _has_fractions(cells):
             with suppress(UserError):  # a broken cell is reported when the column is fitted
-                kind = kinds[name] = infer_kind(records[name], config)[0]
+                kind = infer_kind(cells, config)[0]
             if kind == "id":
-                del keys[name]
-    content = any(name in keys and kind in KINDS and KINDS[kind].is_content for name, kind in kinds.items())
-    if not keys:
+                continue
+        content |= kind in KINDS and KINDS[kind].is_content
+        total = combine(total, keys, len(columns))
+        columns.append(keys[rows])
+    if total is None:
         return None
-    codes, counts = np.unique(combine(keys), return_inverse=True, return_counts=True)[1:]
-    return None if (counts == 1).all() or are_coincidences(list(keys.values()), content) else codes
+    codes, counts = np.unique(total, return_inverse=True, return_counts=True)[1:]
+    return None if (counts == 1).all() or are_coincidences(columns, content) else codes
 
 
 def _differs(keys: np.ndarray) -> bool:
@@ -48,10 +57,10 @@ def _has_fractions(values: pd.Series) -> bool:
     return pd.api.types.is_float_dtype(values.dtype) and bool((values.dropna() % 1 != 0).any())
 
 
-def combine(keys: dict[str, np.ndarray]) -> np.ndarray:
-    """Return a 64-bit hash of each record, from those of its cells."""
-    factors = np.random.default_rng(0).integers(0, 2**63, len(keys), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    return sum((column * factor for column, factor in zip(keys.values(), factors, strict=True)), np.uint64(0))
+def combine(total: np.ndarray | None, keys: np.ndarray, number: int) -> np.ndarray:
+    """Add the hashes of the cells of a column to those of the records so far.  number: of the column, from 0 up."""
+    factor = np.random.default_rng(number).integers(0, 2**63, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    return keys * factor if total is None else total + keys * factor
 
 
 def are_coincidences(columns: list[np.ndarray], content: bool) -> bool:
@@ -61,12 +70,10 @@ def are_coincidences(columns: list[np.ndarray], content: bool) -> bool:
     distinct rows of the table do: of the pairs of rows that agree elsewhere, d that differ there let s / (1 - s) · d
     equal pairs be expected. This holds for correlated columns as well, unlike the product of the chances of all
     columns. Copies add equal pairs, but no pairs that differ in one column.
-    columns: the hashes of the cells of each column (N,).  content: some column is one of texts or images; without one,
-    a single column of repeated values has no copies.
+    columns: the hashes of the cells of each column, of some records, (N,).  content: some column is one of texts or
+    images; without one, a single column of repeated values has no copies.
     """
-    count = len(columns[0])
-    rows = np.random.default_rng(0).permutation(count)[:SAMPLE] if count > SAMPLE else slice(None)
-    columns = [column for column in (column[rows] for column in columns) if (column != column[0]).any()]
+    columns = [column for column in columns if (column != column[0]).any()]
     if not columns or (len(columns) == 1 and not content):
         return True
     mixed = [column * np.uint64(2 * i + 3) for i, column in enumerate(columns)]

@@ -23,8 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errors import BrokenRecords, UserError, error_prefix
-from preprocessing.column import count_cores, memory
+from preprocessing.column import count_cores
 from preprocessing.parsing import NULLS
+from sources.disk import memory
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow reads some others with external programs
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")

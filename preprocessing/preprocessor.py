@@ -16,6 +16,7 @@ from preprocessing.infer import KINDS, infer_kind
 from preprocessing.parsing import check_flat, frame_of, without_words
 from preprocessing.ragged import Ragged, RaggedColumns
 from preprocessing.text_features import TextFeatures
+from sources.disk import is_large, on_disk
 
 INPUTS = ("numbers", "categories", "text", "image")  # the named tensors, in the order of a network's arguments
 
@@ -47,6 +48,25 @@ def gather(encoded: dict[str, Encoded], rows: Tensor) -> dict[str, Tensor]:
 def take(part: Encoded, rows: Tensor) -> Encoded:
     """Return some records of an encoded column."""
     return part[rows] if isinstance(part, Tensor) else part.take(rows)
+
+
+def _keep(part: Encoded, columns: int) -> Encoded:
+    """Return an encoded column; if all the `columns` of its table are too large for memory, as a file."""
+    if not isinstance(part, Tensor) or part.dim() != 2 or not is_large(columns * part.nbytes):
+        return part
+    return _side_by_side([part], columns)
+
+
+def _side_by_side(parts: list[Tensor], columns: int = 1) -> Tensor:
+    """Return tensors (N, …) joined along the second dimension, in a file if `columns` of them are large."""
+    if torch.compiler.is_compiling() or not is_large(columns * sum(part.nbytes for part in parts)):
+        return torch.cat(parts, dim=1)
+    count, width = len(parts[0]), sum(part.shape[1] for part in parts)
+    joined, start = torch.from_numpy(on_disk((count, width), parts[0].numpy().dtype)), 0
+    for part in parts:
+        joined[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+    return joined
 
 
 def layout_of(kinds: dict[str, str]):
@@ -99,8 +119,9 @@ class Preprocessor:
                 check_flat(records[name], f" or give --columns {name}=drop.")
                 kind, why = infer_kind(records[name], config)
             if kind in KINDS:
-                column, parts[name] = KINDS[kind].fit_encode(records[name], config, labels)
+                column, encoded = KINDS[kind].fit_encode(records[name], config, labels)
                 columns.append(column)
+                parts[name] = _keep(encoded, len(records.columns))
             else:
                 left_out[name] = (kind, why)
         if not columns:
@@ -145,7 +166,8 @@ class Preprocessor:
         cells = dict(self.as_frame(records).items())
         for column in self.columns:
             check_flat(cells[column.name])
-        parts = {column.name: column.encode(cells[column.name]) for column in self.columns}
+        count = len(self.columns)
+        parts = {column.name: _keep(column.encode(cells[column.name]), count) for column in self.columns}
         return parts | {features.name: features.encode(parts[features.source]) for features in self.derived}
 
     def encode_readable(self, records: pd.DataFrame, encode: Callable | None = None):
@@ -185,7 +207,7 @@ class Preprocessor:
             elif isinstance(of_input[0], Ragged):
                 joined[name] = RaggedColumns(of_input)
             else:
-                joined[name] = torch.cat(of_input, dim=1)
+                joined[name] = _side_by_side(of_input)
         return joined
 
     def batch(self, inputs: dict[str, Tensor], *, training: bool = False) -> dict[str, Tensor]:

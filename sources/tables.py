@@ -16,6 +16,7 @@ import pandas as pd
 from errors import UserError, did_you_mean
 from preprocessing.parsing import NULLS, frame_of
 from sources.delimited import TEXT_BLOCK, find_separator, holds_table, read_delimited
+from sources.disk import LARGE, join_on_disk, memory
 from sources.encodings import HEAD, check_is_file, find_encoding, guess_note, open_unpacked, read_head, reading
 from sources.folders import find_files, read_files
 from sources.layout import AS_WRITTEN, TABLE, Layout, file_format
@@ -23,6 +24,9 @@ from sources.request_log import read_log
 from sources.sheets import read_sheet
 
 _SIGNATURES = {b"PAR1": "parquet", b"PK\3\4": "xlsx", b"\xd0\xcf\x11\xe0": "xls"}  # first bytes → ending
+ON_DISK = 128 << 20  # bytes of text from which on a table is kept on disk: it takes a multiple in memory
+PACKED = 5  # bytes in memory of a byte of a packed file
+PARTS = ("csv", "jsonl", "parquet")  # formats of the files of a folder that are parts of one table
 DATA_URL = "data:image/"  # an image inside a cell of text
 
 
@@ -31,30 +35,59 @@ def read_table(path: str | Path, layout: Layout = TABLE, notes: list[str] | None
 
     notes: gets what a person should know, such as lines above the header that are skipped.
     """
-    chunks = list(read_chunks(path, layout, notes=notes))
-    if not chunks:
+    chunks = read_chunks(path, layout, notes=notes)
+    if _size_in_memory(path) > min(ON_DISK, LARGE * memory()):
+        table = join_on_disk(chunks)
+    else:
+        chunks = list(chunks)
+        table = pd.concat(chunks, ignore_index=True) if chunks else None
+    if table is None:
         raise UserError(f"{path}: there are no rows below the header.")
-    table = pd.concat(chunks, ignore_index=True)
     table.index = pd.RangeIndex(1, len(table) + 1, name="row")
     return table
+
+
+def _size_in_memory(path: str | Path) -> int:
+    """Return about how many bytes the cells of a file take."""
+    size = 0
+    for file in table_files(path) or [Path(path)]:
+        packed = file_format(file) in ("parquet", "sheet") or str(file).endswith(".gz")
+        size += file.stat().st_size * (PACKED if packed else 1) if file.is_file() else 0
+    return size
 
 
 def read_chunks(
     path: str | Path, layout: Layout = TABLE, rows: int = 65_536, notes: list[str] | None = None
 ) -> Iterator[pd.DataFrame]:
-    """Read a file in chunks of about `rows`, in constant memory; the index counts the file's rows from 1.
+    """Read a file, or a folder of files that are parts of a table, in chunks of about `rows`, in constant memory; the
+    index counts the rows from 1.
 
     Cells of a csv are text as they are written, those of other files have their types. Spreadsheets, which are never
     long, are in memory as a whole. notes: see `read_table`.
     Raises UserError, naming the row, if the file cannot be read.
     """
-    check_is_file(path)
-    notes = [] if notes is None else notes
-    start, is_log = 1, file_format(path) == "log"  # which holds data URLs, and no file names to resolve
-    for frame in _read(path, layout, rows, notes):
-        frame.index = pd.RangeIndex(start, start + len(frame), name="row")
-        start += len(frame)
-        yield frame if is_log else resolve_paths(frame, layout, path)
+    notes, first, start = [] if notes is None else notes, None, 1
+    for file in table_files(path) or [path]:
+        check_is_file(file)
+        is_log = file_format(file) == "log"  # which holds data URLs, and no file names to resolve
+        for frame in _read(file, layout, rows, notes):
+            first = list(frame) if first is None else first
+            if file != path and set(frame) != set(first):
+                name = sorted(set(frame) ^ set(first))[0]
+                which = "is missing" if name in first else "is in no file before it"
+                raise UserError(f"{file}: column {name!r} {which}: the files of {path} must have the same columns.")
+            frame.index = pd.RangeIndex(start, start + len(frame), name="row")
+            start += len(frame)
+            yield frame if is_log else resolve_paths(frame, layout, file)
+
+
+def table_files(path: str | Path) -> list[Path]:
+    """Return the files of a folder that holds the parts of one table, in the order of their names; else none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return []
+    found = sorted(file for file in folder.iterdir() if not file.name.startswith((".", "_")))
+    return found if found and all(file.is_file() and file_format(file) in PARTS for file in found) else []
 
 
 def read_records(path: str, layout: Layout, rows: int, notes: list[str] | None = None) -> Iterator[pd.DataFrame]:

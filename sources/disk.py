@@ -1,0 +1,134 @@
+"""Tables and arrays that are too large for memory: columns in temporary files, which are mapped into memory.
+
+The system reads mapped pages when they are used, and drops them when memory is short. The files have no name: they
+vanish with the process, however that ends.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from errors import UserError
+
+LARGE = 0.15  # of the memory: tables and arrays from here on are kept on disk
+PIECE = 0.02  # of the memory: rows that are read before they are written to disk
+CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory() -> int:
+    """Return the bytes of memory that this process may use: of the machine, its container and its `ulimit`."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30]
+    for path in CGROUPS:
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):  # there is none, or it is "max"
+            continue
+    try:
+        import resource
+    except ImportError:  # Windows
+        return min(limits)
+    found = [resource.getrlimit(name)[0] for name in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
+    return min([*limits, *(limit for limit in found if limit != resource.RLIM_INFINITY)])
+
+
+def is_large(size: int) -> bool:
+    """Return whether a table or an array of so many bytes is to be kept on disk."""
+    return size > LARGE * memory()
+
+
+def temporary_file(size: int):
+    """Return a file without a name, on a disk. Raises UserError if the disk has not enough space."""
+    # /var/tmp is on disk, where /tmp can be in memory
+    folder = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
+    if size > shutil.disk_usage(folder).free:  # writing to a map would kill the process
+        raise UserError(f"{size:,} bytes are needed on disk, more than {folder} has: make room there.")
+    return tempfile.TemporaryFile(dir=folder)
+
+
+def on_disk(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Return an array in a file."""
+    return np.memmap(temporary_file(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype, "w+", shape=shape)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def is_on_disk(table: pd.DataFrame) -> bool:
+    return bool(table.attrs.get("on_disk"))
+
+
+def join_on_disk(chunks: Iterable[pd.DataFrame]) -> pd.DataFrame | None:
+    """Return the rows of all chunks as one table whose columns are on disk; None if there are no chunks."""
+    parts, waiting, size = [], [], 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        size += int(chunk.memory_usage(index=False, deep=True).sum())
+        if size > PIECE * memory():
+            parts.append(_columns_on_disk(waiting))
+            waiting, size = [], 0
+    if waiting:
+        parts.append(_columns_on_disk(waiting))
+    if not parts:
+        return None
+    rows, columns = [len(next(iter(part.values()))) for part in parts], {}
+    for name in dict.fromkeys(name for part in parts for name in part):  # json records may lack some
+        cells = [part.get(name, pd.Series([None] * count)) for part, count in zip(parts, rows, strict=True)]
+        columns[name] = to_disk(pd.concat(cells, ignore_index=True)) if len(cells) > 1 else cells[0]
+        for part in parts:
+            part.pop(name, None)
+    return _mark(pd.DataFrame(columns, copy=False))
+
+
+def _columns_on_disk(chunks: list[pd.DataFrame]) -> dict[str, pd.Series]:
+    table = pd.concat(chunks, ignore_index=True)
+    return {name: to_disk(table[name]) for name in table}
+
+
+def take_rows(table: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Return some rows of a table, in this order. The table may be changed: each column is replaced by its rows, one
+    after the other, so that there is never a second table in memory."""
+    index, on_disk = table.index[rows], is_on_disk(table)
+    columns = {}
+    for name in list(table.columns):
+        taken = pd.Series(table[name].array.take(rows), copy=False)
+        columns[name] = to_disk(taken) if on_disk else taken
+        if not on_disk:
+            del table[name]
+    found = pd.DataFrame(columns, copy=False).set_axis(index)
+    return _mark(found) if on_disk else found
+
+
+def _mark(table: pd.DataFrame) -> pd.DataFrame:
+    table.attrs["on_disk"] = True
+    return table
+
+
+def to_disk(cells: pd.Series) -> pd.Series:
+    """Return a column whose cells are in a file. Cells of several types stay in memory."""
+    if isinstance(cells.dtype, pd.StringDtype) and cells.dtype.storage == "pyarrow":
+        return _text_to_disk(cells)
+    if isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufbmM":
+        values = cells.to_numpy()
+        mapped = on_disk(values.shape, values.dtype)
+        mapped[:] = values
+        return pd.Series(np.asarray(mapped), cells.index, name=cells.name, copy=False)
+    return cells
+
+
+def _text_to_disk(cells: pd.Series) -> pd.Series:
+    import pyarrow as pa
+
+    column = pa.array(cells.array, type=pa.large_string())
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    with temporary_file(column.nbytes) as file:
+        with pa.ipc.new_file(file, pa.schema([("cells", column.type)])) as writer:
+            writer.write_table(pa.table({"cells": column}))
+        file.flush()
+        mapped = pa.memory_map(f"/proc/self/fd/{file.fileno()}")
+    column = pa.ipc.open_file(mapped).read_all().column("cells")
+    return pd.Series(pd.array(column, dtype=cells.dtype), cells.index, name=cells.name, copy=False)
