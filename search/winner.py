@@ -29,12 +29,14 @@ def choose_winner(data: Data, ranked: list[tuple], default: dict, count: int) ->
         return default, rows, "No setting is better than the default flags on the validation split."
     both = np.stack([losses[best], losses[0]], axis=1)
     paired = compare_means(both)
-    low, high = paired.interval(1, 0)
+    low, _ = paired.interval(1, 0)
     sure = "beyond the noise" if low > 0 else "but not beyond the noise"
-    what = "mean squared error" if data.pipeline.task.kind == "regression" else "log-loss"
+    what = "root mean squared error" if data.pipeline.task.kind == "regression" else "log-loss"
+    what = what if data.config.training.monitor == "loss" else data.config.training.monitor
+    means = [abs(row[1] + row[2]) / 2 for row in (rows[best], rows[0])]
     sentence = (
         f"The best setting is better than the default flags on the validation split, {sure} of its {len(both)} "
-        f"records: {what} {paired.values[0]:.4g} against {paired.values[1]:.4g} (difference {low:.2g} to {high:.2g})."
+        f"records: {what} {means[0]:.4g} against {means[1]:.4g}, as means of two seeds."
     )
     return contenders[best][0], rows, sentence
 
