@@ -22,6 +22,8 @@ from preprocessing.parsing import check_flat, has_value, without_words
 from preprocessing.preprocessor import layout_of
 from preprocessing.splitting import count_rows, split_rows
 from preprocessing.targets import infer_kind, is_missing, numbers_form, stratify_labels, words_that_are_classes
+from scaling.device import keep_on_device, move
+from scaling.processes import part, shared_work
 from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, separator_of, split_folders
 from task import Task
 
@@ -137,9 +139,9 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         config = replace(config, task="regression")
     tables = [table, *(_read(path, config, kinds, notes)[0] if path else None for path in paths[1:])]
     sources = [path or paths[0] for path in paths]
-    for part, source in zip(tables, sources, strict=True):
-        if part is not None:
-            _check_columns(part, config, target, source)
+    for each, source in zip(tables, sources, strict=True):
+        if each is not None:
+            _check_columns(each, config, target, source)
     return tables, sources, target, replace(config, text=(), image="", columns=known)
 
 
@@ -235,7 +237,7 @@ def fit_splits(
 
     for name, source in zip(("train", "val", "test"), splits.sources, strict=True):
         encode = fit if fitted is None else fitted.encode_columns
-        with error_prefix(source):
+        with error_prefix(source), shared_work():
             encoded, records = _without_broken(encode, getattr(splits, name), config.skip_broken, splits.notes)
         if fitted is None:
             fitted, encoded = encoded
@@ -263,12 +265,19 @@ class TensorBatches(Dataset):
     """Encoded records in memory: a tensor, or named tensors. `__getitems__` gathers a whole batch at once; the usual
     access and collation, item by item, costs more than a small network's step.
 
+    Each of several processes gathers the inputs of its part of a batch; the targets are those of the whole batch.
     features: what batches hold in place of inputs, see `cache_features` of backbones/pretrained.py.
     """
 
     def __init__(self, inputs: Tensor | dict[str, Encoded], targets: Tensor):
         self.inputs, self.targets = inputs, targets
         self.features: dict[str, Tensor] = {}
+        self.device, self.on_device = torch.device("cpu"), {}
+
+    def keep_on(self, device: torch.device) -> None:
+        """Keep the inputs on a GPU as well, if they fit: batches are then gathered there."""
+        is_dict = isinstance(self.inputs, dict)
+        self.device, self.on_device = device, keep_on_device(self.inputs | self.features, device) if is_dict else {}
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -278,8 +287,13 @@ class TensorBatches(Dataset):
         return {k: x[0] for k, x in inputs.items()} if isinstance(inputs, dict) else inputs[0], targets[0]
 
     def __getitems__(self, rows: Tensor):
-        is_dict = isinstance(self.inputs, dict)
-        inputs = gather(self.inputs | self.features, rows) if is_dict else self.inputs[rows]
+        own = part(rows)
+        if not isinstance(self.inputs, dict):
+            return self.inputs[own], self.targets[rows]
+        others = {name: x for name, x in (self.inputs | self.features).items() if name not in self.on_device}
+        inputs = gather(others, own)
+        if self.on_device:
+            inputs |= gather(self.on_device, move(own, self.device))
         return inputs, self.targets[rows]
 
 
