@@ -29,6 +29,7 @@ COPY --from=installed /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY errors.py console.py config.py model.py task.py pipeline.py predict.py serve.py ./
+COPY scaling scaling
 COPY sources sources
 COPY preprocessing preprocessing
 COPY backbones backbones

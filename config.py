@@ -301,7 +301,8 @@ class TrainConfig:
     accumulate: int = 1
     """Batches whose gradients are accumulated into one step."""
     amp: bool = False
-    """Mixed precision in bfloat16: faster on GPUs and on CPUs with AMX, slower on others."""
+    """Mixed precision: bfloat16, or float16 on GPUs without it. Faster on GPUs and on CPUs with AMX, many times slower
+    on others."""
     clip_norm: float = 1.0
     """Maximum norm of the gradient; 0 = no limit."""
     monitor: str = "loss"
@@ -338,7 +339,7 @@ class RunConfig:
     resume: str = ""
     """Continue a run from its last.pt; flags that are given override the saved ones."""
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, mps …"""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, mps … Under torchrun, cuda is one GPU for each process."""
     report: bool = True
     """Write report.html and compare the model with simple baselines; --no-report saves some seconds."""
     learning_curve: bool = False
@@ -349,7 +350,11 @@ class RunConfig:
     examples: bool = True
     """Keep a few training rows in the checkpoint for its self-check; --no-examples makes such rows up instead."""
     threads: int = 0
-    """CPU threads; 0 = one for small networks, all for large ones."""
+    """CPU threads of each process; 0 = one for small networks, all for large ones."""
+    compile: bool = False
+    """Compile the network with torch.compile: faster for large networks on a GPU, slower for small ones."""
+    deterministic: bool = False
+    """Let a GPU give the same bits each time; slower."""
 
     def __post_init__(self):
         _within(self, threads=(0, 1024), coverage=(0, 0.999))

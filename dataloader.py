@@ -18,10 +18,12 @@ from preprocessing import KINDS, Preprocessor, gather
 from preprocessing.additions import fix_kinds, is_held_out, match_columns
 from preprocessing.column import Cells, Encoded
 from preprocessing.file_formats import settle_formats
-from preprocessing.parsing import check_flat, has_value, without_words
+from preprocessing.parsing import check_flat, without_words
 from preprocessing.preprocessor import layout_of
-from preprocessing.splitting import count_rows, split_rows
+from preprocessing.splitting import count_rows, leave_out_rows, split_rows
 from preprocessing.targets import infer_kind, is_missing, numbers_form, stratify_labels, words_that_are_classes
+from scaling.device import keep_on_device, move
+from scaling.processes import part, shared_work
 from sources import LABEL, load_bundled, log_kinds, read_folder, read_table, resolve_paths, separator_of, split_folders
 from sources.disk import take_rows
 from sources.tables import table_files
@@ -67,7 +69,7 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     for i, source in enumerate(sources):
         if tables[i] is not None:
             missing = is_missing(tables[i][target], is_number, classes)
-            tables[i] = _usable(tables[i], target, missing, config, notes, source)
+            tables[i] = leave_out_rows(tables[i], target, missing, config, notes, source)
     test, val, table = tables.pop(), tables.pop(), tables.pop()
     form = config.column_formats().get(target, "")
     kind = infer_kind(table[target], form) if config.task == "auto" else config.task
@@ -100,7 +102,7 @@ def _with_added(splits: Splits, is_number: bool, classes: set[str]) -> Splits:
         added, _ = _read(path, config, config.column_kinds(), notes)
         with error_prefix(path):
             added = without_words(match_columns(added, train, target, config), config.missing)
-            added = _usable(added, target, is_missing(added[target], is_number, classes), config, notes, path)
+            added = leave_out_rows(added, target, is_missing(added[target], is_number, classes), config, notes, path)
             task.encode(added[target])  # raises UserError for a class that the table does not have
             find = partial(is_held_out, held_out=held_out, train=train, config=config)
             known, added = _without_broken(find, added, config.skip_broken, notes)
@@ -136,9 +138,9 @@ def _read_all(config: DataConfig, table: pd.DataFrame | None, notes: list[str]):
         config = replace(config, task="regression")
     tables = [table, *(_read(path, config, kinds, notes)[0] if path else None for path in paths[1:])]
     sources = [path or paths[0] for path in paths]
-    for part, source in zip(tables, sources, strict=True):
-        if part is not None:
-            _check_columns(part, config, target, source)
+    for each, source in zip(tables, sources, strict=True):
+        if each is not None:
+            _check_columns(each, config, target, source)
     return tables, sources, target, replace(config, text=(), image="", columns=known)
 
 
@@ -188,32 +190,6 @@ def _check_columns(table: pd.DataFrame, config: DataConfig, target: str, source:
         raise UserError(f"{source} has only the column {names[0]!r}: there is nothing to predict it from.")
 
 
-def _usable(
-    table: pd.DataFrame, target: str, missing: np.ndarray, config: DataConfig, notes: list[str], source: str
-) -> pd.DataFrame:
-    """Leave out rows without a target and, with --drop-nulls, all rows with a missing cell that would be used."""
-    if missing.all():
-        raise UserError(f"{source}: target {target!r} has no value in any row.")
-    if missing.any():
-        words = table[target][missing & table[target].notna()].astype("str").str.strip().value_counts()
-        words = ", ".join(f"{word} {count}×" for word, count in words.items() if word)
-        notes.append(f"{source}: {missing.sum()} rows without {target} left out{f' ({words})' if words else ''}")
-        table = take_rows(table.copy(deep=False), np.flatnonzero(~missing))
-    if config.drop_nulls:
-        kinds = config.column_kinds()
-        texts = layout_of(kinds).texts
-        present = {name: has_value(table[name]) for name in table if kinds.get(name, "") in ("", *KINDS)}
-        present = {name: mask for name, mask in present.items() if mask.any()}  # other columns are left out
-        for name in texts & present.keys():
-            present[name] = (table[name].notna() & table[name].ne("")).to_numpy()  # in a text "NA" is a word
-        complete = np.all(list(present.values()), axis=0)
-        notes.append(f"{source}: {(~complete).sum()} rows with a missing cell left out (--drop-nulls)")
-        table = take_rows(table.copy(deep=False), np.flatnonzero(complete))
-    if table.empty:
-        raise UserError(f"{source}: every row has a missing cell, so --drop-nulls leaves no rows.")
-    return table
-
-
 # ---------------------------------------------------------------- splits → batches
 
 
@@ -234,7 +210,7 @@ def fit_splits(
 
     for name, source in zip(("train", "val", "test"), splits.sources, strict=True):
         encode = fit if fitted is None else fitted.encode_columns
-        with error_prefix(source):
+        with error_prefix(source), shared_work():
             encoded, records = _without_broken(encode, getattr(splits, name), config.skip_broken, splits.notes)
         if fitted is None:
             fitted, encoded = encoded
@@ -262,12 +238,19 @@ class TensorBatches(Dataset):
     """Encoded records in memory: a tensor, or named tensors. `__getitems__` gathers a whole batch at once; the usual
     access and collation, item by item, costs more than a small network's step.
 
+    Each of several processes gathers the inputs of its part of a batch; the targets are those of the whole batch.
     features: what batches hold in place of inputs, see `cache_features` of backbones/pretrained.py.
     """
 
     def __init__(self, inputs: Tensor | dict[str, Encoded], targets: Tensor):
         self.inputs, self.targets = inputs, targets
         self.features: dict[str, Tensor] = {}
+        self.device, self.on_device = torch.device("cpu"), {}
+
+    def keep_on(self, device: torch.device) -> None:
+        """Keep the inputs on a GPU as well, if they fit: batches are then gathered there."""
+        is_dict = isinstance(self.inputs, dict)
+        self.device, self.on_device = device, keep_on_device(self.inputs | self.features, device) if is_dict else {}
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -277,8 +260,13 @@ class TensorBatches(Dataset):
         return {k: x[0] for k, x in inputs.items()} if isinstance(inputs, dict) else inputs[0], targets[0]
 
     def __getitems__(self, rows: Tensor):
-        is_dict = isinstance(self.inputs, dict)
-        inputs = gather(self.inputs | self.features, rows) if is_dict else self.inputs[rows]
+        own = part(rows)
+        if not isinstance(self.inputs, dict):
+            return self.inputs[own], self.targets[rows]
+        others = {name: x for name, x in (self.inputs | self.features).items() if name not in self.on_device}
+        inputs = gather(others, own)
+        if self.on_device:
+            inputs |= gather(self.on_device, move(own, self.device))
         return inputs, self.targets[rows]
 
 

@@ -15,23 +15,13 @@ from model import rebuild_model
 from preprocessing import Preprocessor, gather
 from preprocessing.column import Encoded
 from preprocessing.pixels import is_path
+from scaling.device import choose_device, move
 from sources import FILE
 from sources.checkpoint import FORMAT, MAGIC, content_sha256, read_checkpoint, weights_sha256
 from sources.writer import atomic_write
 from task import Task
 
 SELF_CHECK_ROWS = 16
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the torch device called `name`; auto is cuda, mps or cpu. Raises UserError for one that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device {name}: not available on this machine or in this build of torch.") from None
-    return torch.device(name)
 
 
 class Pipeline:
@@ -141,8 +131,8 @@ class Pipeline:
     def forward(self, inputs: Tensor | dict[str, Tensor], *, training: bool = False) -> Tensor:
         """Return the logits of a batch: a tensor, or named tensors of encoded records, on any device."""
         if isinstance(inputs, Tensor):
-            return self.model(inputs.to(self.device, non_blocking=True))
-        inputs = {name: x.to(self.device, non_blocking=True) for name, x in inputs.items()}
+            return self.model(move(inputs, self.device))
+        inputs = {name: move(x, self.device) for name, x in inputs.items()}
         if self.preprocessor is not None:
             inputs = self.preprocessor.batch(inputs, training=training)
         return self.model(**inputs)

@@ -14,11 +14,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow dow
 
 import contextlib
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from console import run
-from errors import UserError, did_you_mean, error_prefix, parse_flags
+from errors import UserError, error_prefix, parse_flags
 
 
 @dataclass(frozen=True)
@@ -46,31 +45,6 @@ class Options:
     """auto (a GPU if there is one), cpu, cuda, mps …"""
 
 
-def prefetch(frames):
-    """Yield frames while the next one is read in another thread."""
-    with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(next, frames, None)
-        while (frame := following.result()) is not None:
-            following = reader.submit(next, frames, None)
-            yield frame
-
-
-def kept_columns(frame, names: tuple[str, ...], predictions):
-    """Return columns of the input as they are. Raises UserError for one that is not there, or is in the predictions."""
-    from sources import AS_WRITTEN, whole_again
-
-    names = list(dict.fromkeys(names))
-    for name in names:
-        if name not in frame:
-            raise UserError(f"--keep {name}: no such column.{did_you_mean(name, frame.columns)}")
-        if name in predictions:
-            raise UserError(f"--keep {name}: the predictions have a column of that name: rename it in the input.")
-        if any(isinstance(cell, bytes) for cell in frame[name].head(100)):
-            raise UserError(f"--keep {name}: it holds files, such as images, which are not copied.")
-    kept = frame[[AS_WRITTEN + name if AS_WRITTEN + name in frame else name for name in names]]
-    return whole_again(kept.set_axis(names, axis=1))
-
-
 def predict(options: Options) -> None:
     """Predict all rows in chunks, in constant memory; then report what a person should know about them."""
     import pandas as pd
@@ -79,7 +53,8 @@ def predict(options: Options) -> None:
     from evaluation.summary import Summary
     from pipeline import Pipeline
     from sources import read_records, standard_input
-    from sources.writer import open_output
+    from sources.tables import prefetch
+    from sources.writer import kept_columns, open_output
 
     pipeline = Pipeline.load(options.checkpoint).to(options.device)
     preprocessor = pipeline.require_preprocessor()

@@ -236,21 +236,22 @@ class Task:
         import torchmetrics as tm
         from torchmetrics import classification as tc
 
+        own = {"sync_on_compute": False}  # of several processes, one computes the metrics of all records
         if self.kind == "regression":
-            metrics = {"rmse": tm.MeanSquaredError(squared=False), "mse": tm.MeanSquaredError()}
-            metrics |= {"mae": tm.MeanAbsoluteError(), "r2": tm.R2Score()}
+            metrics = {"rmse": tm.MeanSquaredError(squared=False, **own), "mse": tm.MeanSquaredError(**own)}
+            metrics |= {"mae": tm.MeanAbsoluteError(**own), "r2": tm.R2Score(**own)}
         elif self.kind == "binary":
             kinds = {"accuracy": tc.BinaryAccuracy, "roc_auc": tc.BinaryAUROC, "f1": tc.BinaryF1Score}
-            metrics = {name: metric(validate_args=False) for name, metric in kinds.items()}
+            metrics = {name: metric(validate_args=False, **own) for name, metric in kinds.items()}
             for name in ("accuracy", "f1"):
                 metrics[name].threshold = self.threshold
         else:
-            n = len(self.classes)
+            n, own = len(self.classes), own | {"validate_args": False}
             metrics = {
                 # micro: torchmetrics' default, the mean over classes, is not what people call accuracy
-                "accuracy": tc.MulticlassAccuracy(n, average="micro", validate_args=False),
-                "roc_auc": tc.MulticlassAUROC(n, average=None, validate_args=False),  # averaged in `compute_metrics`
-                "f1": tc.MulticlassF1Score(n, average="macro", validate_args=False),
+                "accuracy": tc.MulticlassAccuracy(n, average="micro", **own),
+                "roc_auc": tc.MulticlassAUROC(n, average=None, **own),  # averaged in `compute_metrics`
+                "f1": tc.MulticlassF1Score(n, average="macro", **own),
             }
         collection = tm.MetricCollection(metrics, compute_groups=False)
         return collection.set_dtype(torch.float64)  # float32 sums of large squares lose digits

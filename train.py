@@ -5,6 +5,7 @@
   python train.py --data photos/                     your own images, photos/<class>/*.jpg
   python train.py --data table.csv --target price --image path
   python train.py --resume runs/x/last.pt            continue after an interruption
+  torchrun --nproc-per-node 2 train.py --data …      several processes, see docs/scaling.md
 
 Writes a run folder: best.pt (for predict.py), last.pt (for --resume), metrics.json, history.csv,
 test_predictions.csv, sample.csv and TensorBoard events; with images also sample/ and augmented.png.
@@ -23,6 +24,7 @@ from pathlib import Path
 from config import TABLE, Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from console import run
 from errors import UserError, parse_flags
+from scaling.launch import process_group, refuse_if_launched, restarted_from
 
 # torch, pandas and scikit-learn are imported where they are used: --help and a typo are reported without them.
 
@@ -61,7 +63,10 @@ def train(
     splits = load_splits(config.data, config.training.seed, table)
     if table is not None:
         config = replace(config, data=replace(config.data, data=TABLE))
-    return _train_folds(splits, config) if config.data.folds else _train_once(splits, config, started)
+    if config.data.folds:
+        refuse_if_launched("--folds")
+        return _train_folds(splits, config)
+    return _train_once(splits, config, started)
 
 
 def _train_folds(splits, config: Config) -> Run:
@@ -102,7 +107,9 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         write_previews,
         write_run,
     )
-    from trainer import Trainer, seed_all
+    from scaling.processes import leave
+    from scaling.randomness import seed_all
+    from trainer import Trainer
 
     path = config.run.resume
     state = _training_state(path) if path else None
@@ -114,11 +121,13 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         trainer.started = started
         if state:
             _restore(trainer, state, path)
+        check_processes(pipeline, splits)
         if fold < 2:
             print_data(splits, pipeline, findings)
         seed_all(config.training.seed, 0)
         write_previews(out, loaders[0], pipeline.preprocessor)
         history = trainer.fit(*loaders[:2])
+        leave()
         logits, targets = trainer.logits(loaders[1])
         task = calibrate(pipeline.task, logits, targets, config.training.monitor)
         task = fit_coverage(task, logits, targets, config.run.coverage, scaled=not fold)
@@ -171,9 +180,11 @@ def assemble(splits, config: Config):
     from evaluation.audit import audit
     from evaluation.drift import PROFILE_ROWS, Profile
     from model import read_ids_of_texts
-    from pipeline import SELF_CHECK_ROWS, Pipeline, choose_device
+    from pipeline import SELF_CHECK_ROWS, Pipeline
     from preprocessing.column import evenly_spaced
     from preprocessing.preprocessor import take
+    from scaling.device import choose_device
+    from scaling.processes import is_main
     from task import Task
 
     training = config.training
@@ -197,7 +208,7 @@ def assemble(splits, config: Config):
     pipeline = Pipeline(
         model, task, preprocessor, model_spec=model_spec, config=config.to_dict(), examples=examples, profile=profile
     )
-    findings = audit(splits, task, preprocessor, encoded) if config.run.report else []
+    findings = audit(splits, task, preprocessor, encoded) if config.run.report and is_main() else []
     loaders = make_loaders(splits, preprocessor, encoded, task, config.data.batch_size)
     return splits, pipeline, loaders, findings
 
@@ -221,7 +232,7 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
     """
     from backbones.settings import pretrained_args
     from model import build_model, choose_dropout, choose_networks, quantile_bins
-    from trainer import seed_weights
+    from scaling.randomness import seed_weights
 
     names = choose_networks(names, list(preprocessor.inputs))
     flags = {name: getattr(config.model, name) for name in ("activation", "batch_norm", "dropout")}
@@ -253,8 +264,9 @@ def resume_config(path: str) -> Config:
 
 def _training_state(path: str) -> dict:
     from pipeline import read_checkpoint
+    from scaling.processes import from_main
 
-    state = read_checkpoint(path)
+    state = from_main(read_checkpoint, path)  # only the first process needs the file
     if "training" not in state:
         raise UserError(f"--resume {path}: it holds a model but no training state. Give the last.pt beside it.")
     return state
@@ -282,12 +294,24 @@ def _restore(trainer, state: dict, path: str) -> None:
 # ---------------------------------------------------------------- around a run
 
 
+def check_processes(pipeline, splits) -> None:
+    """Raise UserError if several processes have not read the same records, or start from different weights."""
+    from pipeline import weights_sha256
+    from scaling.processes import check_same
+
+    fitted = json.dumps([asdict(pipeline.task), pipeline.preprocessor.state()])
+    rows = [len(records) for records in (splits.train, splits.val, splits.test)]
+    check_same(rows=rows, data=fitted, initial_weights=weights_sha256(pipeline.model.state_dict()))
+
+
 def main() -> None:
-    config = parse_flags(Config, description=__doc__)
-    if config.run.resume:  # parse again, with the flags of that run as defaults: flags that are given win
-        config = parse_flags(Config, description=__doc__, default=resume_config(config.run.resume))
-    config.data.check_files()
-    train(config.data, config.model, config.training, config.run)
+    with process_group():
+        config = parse_flags(Config, description=__doc__)
+        if resume := config.run.resume or restarted_from(config.run.out):
+            # parse again, with the flags of that run as defaults: flags that are given win
+            config = parse_flags(Config, description=__doc__, default=resume_config(resume))
+        config.data.check_files()
+        train(config.data, config.model, config.training, config.run)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from backbones.pretrained import cache_features, parameter_groups
 from config import RunConfig, TrainConfig
 from errors import UserError
 from progress import Progress
+from scaling.device import SUM_DTYPES, be_deterministic, mixed_precision, move, threads_per_process
+from scaling.processes import count, from_main, gather, is_main, part, sync_batch_norm, total, total_in_place, total_of
+from scaling.randomness import generator_state, seed_all, seed_batch, set_generator_state
 
 # With fewer multiply-adds per step, distributing work over threads costs more than it saves
 # (measured with `python benchmarks/training_speed.py --threads`).
@@ -31,7 +34,6 @@ PLANNED_WORK = 1.3e12  # floating point operations of all forward passes in trai
 SAVE_SECONDS = 1.0  # between saves: short epochs share one, so a kill loses at most this much work
 SAVE_SHARE = 0.03  # for large weights, save less often: at most this share of the time
 SAVE_SECONDS_IN_EPOCH = 120.0  # long epochs are saved in between as well
-SUM_DTYPES = {"mps": torch.float32}  # dtype of loss sums on devices without float64
 CHECK_EVERY = 100  # batches between two looks at the loss on an accelerator: each look waits for the device
 
 
@@ -78,36 +80,15 @@ def build_lr_scheduler(optimizer, config: TrainConfig, steps_per_epoch: int, hig
     raise ValueError(f"unknown scheduler {config.scheduler!r}")
 
 
-def seed_weights(seed: int) -> None:
-    """Seed torch for the initial weights, with a random stream that no epoch uses."""
-    seed_all(seed, epoch=-1)
-
-
-def seed_all(seed: int, epoch: int) -> None:
-    """Seed torch for an epoch, counted from 0: order, dropout and augmentation follow from (seed, epoch)."""
-    # torch's CPU generator takes 32 bits only, so both numbers are mixed into them
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch + 1]).generate_state(1)[0]))
-
-
-def _generator_state(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = getattr(torch, device.type).get_rng_state(device)
-    return states
-
-
-def _set_generator_state(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type in states and device.type != "cpu":
-        getattr(torch, device.type).set_rng_state(states[device.type], device)
-
-
 class Trainer:
     """Fit a pipeline's model on a train loader, and choose the best epoch on a validation loader.
 
     `pipeline.model` can be any nn.Module that returns logits (N, task.out_features). Loaders yield (inputs, targets):
     inputs are what `pipeline.forward` takes, targets what `task.encode` returns. If `run.out` is set, best.pt,
     last.pt, history.csv and TensorBoard events are written there.
+
+    Under torchrun each process computes its part of each batch (see scaling/processes.py). Sums over all of them make
+    losses, gradients and metrics those of the whole batch, so that every process takes the same steps and decisions.
     """
 
     def __init__(self, pipeline, config: TrainConfig, run: RunConfig | None = None):
@@ -118,8 +99,11 @@ class Trainer:
         self.higher_is_better = self.task.higher_is_better(config.monitor)
         self.optimizer = build_optimizer(self.model, config)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.out = Path(run.out) if run.out else None
-        self.threads = run.threads  # 0 = chosen in `fit`
+        self.out = Path(run.out) if run.out and is_main() else None
+        self.threads, self.compiles = run.threads, run.compile  # 0 threads = chosen in `fit`
+        self.processes = count()
+        if run.deterministic:
+            be_deterministic()
 
         self.started = time.monotonic()  # from here on --time-budget counts
         self.batches = 0  # of an epoch, planned in `fit`
@@ -131,12 +115,14 @@ class Trainer:
         self.history: list[dict] = []
         self.best = {"epoch": 0, "value": -math.inf if self.higher_is_better else math.inf, "state_dict": None}
 
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16) if config.amp else nullcontext()
+        self.autocast, self.scaler = mixed_precision(self.device, config.amp)
         # A CPU checks every loss before the step. An accelerator would have to wait for it: there the fused optimizer
         # skips all steps from the first loss that is not finite on, and the host checks now and then.
         self.check_every = 1 if self.device.type == "cpu" or config.optimizer == "RMSprop" else CHECK_EVERY
         self.finite_batches = torch.zeros((), device=self.device, dtype=torch.int64)  # of this epoch
-        self._interrupted = ""  # name of the signal
+        self._signal = ""  # name of the signal that this process got
+        self._signals = torch.zeros((), device=self.device)  # of all processes; summed up with the losses
+        self._interrupted = False  # with several processes: all know of the signal
         self._resume_state: dict | None = None
         self._generator: dict | None = None  # random state to restore within an epoch
         self._saved_at, self._save_took, self._saved_best = 0.0, 0.0, 0  # seconds, seconds, the epoch in best.pt
@@ -168,11 +154,12 @@ class Trainer:
         for _ in range(self.next_batch):  # resumed within an epoch: the same order, the same random state
             next(batches)
         if self._generator:
-            _set_generator_state(self._generator, self.device)
+            set_generator_state(self._generator, self.device)
             self._generator = None
         self.finite_batches.fill_(self.next_batch)
         for batch, (inputs, targets) in enumerate(batches, start=self.next_batch):
             self.batch = batch
+            seed_batch(self.config.seed, self.epoch, batch)
             accumulated_samples += len(targets)
             is_step = (batch + 1) % self.config.accumulate == 0 or batch == last
             self.step(inputs, targets, accumulated_samples if is_step else 0)
@@ -183,32 +170,46 @@ class Trainer:
         return self.loss_sum.item() / self.samples
 
     def step(self, inputs: Tensor | dict[str, Tensor], targets: Tensor, accumulated_samples: int) -> None:
-        """Add the gradients of a batch. Unless `accumulated_samples` is 0, update the weights with their mean."""
-        targets = targets.to(self.device, non_blocking=True)
+        """Add the gradients of a batch. Unless `accumulated_samples` is 0, update the weights with their mean.
+
+        With several processes, inputs are the part of this one, and targets those of the whole batch.
+        """
+        self.samples += len(targets)
+        targets = move(part(targets), self.device)
         with self.autocast:
             logits = self.pipeline.forward(inputs, training=True)
-        loss = self.task.loss(logits.float(), targets)
-        self.loss_sum += loss.detach() * len(targets)
-        self.samples += len(targets)
+        loss = self.task.loss(logits.float(), targets) if len(targets) else logits.float().sum()  # 0, with gradients
+        if self.config.accumulate == 1 and count() == 1:
+            self.scaler.scale(loss).backward()
+        else:  # summed over records: the gradients are divided by their number, over all batches and processes
+            self.scaler.scale(loss * len(targets)).backward()
+        self.loss_sum += self._total(loss.detach() * len(targets))
         self._check_loss()
-        if self.config.accumulate == 1:
-            loss.backward()
-        else:
-            (loss * len(targets)).backward()  # summed over records: their number is known only at the last batch
         if not accumulated_samples:
             return
-        if self.config.accumulate > 1:
+        if self.config.accumulate > 1 or count() > 1:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            total_in_place(gradients)
             torch._foreach_div_(gradients, float(accumulated_samples))
+        self.scaler.unscale_(self.optimizer)
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if self.steps < self.warmup_steps:
             self._warm_up(self.steps + 1)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
         self.steps += 1
         if self.config.scheduler == "OneCycleLR":
             self.lr_scheduler.step()
+
+    def _total(self, loss_sum: Tensor) -> Tensor:
+        """Return the sum over all processes, and note whether one of them got a signal."""
+        if count() == 1:
+            return loss_sum
+        loss_sum, signals = total(torch.stack([loss_sum, torch.full_like(loss_sum, bool(self._signal))]))
+        self._signals += signals
+        return loss_sum
 
     def _warm_up(self, step: int) -> None:
         """Set the learning rates of a step of the warm-up, counted from 1."""
@@ -217,7 +218,7 @@ class Trainer:
 
     def evaluate(self, loader: DataLoader) -> dict[str, float]:
         """Return loss and metrics over all records of a loader, computed once from all logits."""
-        return self.task.evaluate(*self.logits(loader))
+        return from_main(self.task.evaluate, *self.logits(loader))
 
     def logits(self, loader: DataLoader) -> tuple[Tensor, Tensor]:
         """Return logits (N, out_features) and targets (N,) of all records, in the loader's order, on the CPU."""
@@ -225,7 +226,7 @@ class Trainer:
         logits, targets = [], []
         with torch.inference_mode():
             for inputs, batch_targets in loader:
-                logits.append(self.pipeline.forward(inputs))
+                logits.append(gather(self.pipeline.forward(inputs), len(batch_targets)))
                 targets.append(batch_targets)
                 self._stop_if_interrupted()
             return torch.cat(logits).cpu(), torch.cat(targets).cpu()
@@ -283,6 +284,7 @@ class Trainer:
             self.optimizer.found_inf = (~finite).float()
         if (self.batch + 1) % self.check_every == 0:
             self._stop_if_not_finite()
+            self._interrupted = count() > 1 and self._signals.item() > 0
 
     def _stop_if_not_finite(self) -> None:
         if not math.isfinite(self.loss_sum.item()):
@@ -300,16 +302,16 @@ class Trainer:
     @contextmanager
     def _session(self, loader: DataLoader, val_loader: DataLoader) -> Iterator[None]:
         """Set up threads, plan, schedule, signals, files and progress bar for as long as the loop runs."""
-        threads = torch.get_num_threads()
-        work = self._count_work(loader)
+        threads, work = torch.get_num_threads(), self._count_work(loader)
         if self.device.type == "cpu":
             saved = self._resume_state["threads"] if self._resume_state else 0
-            self.threads = self.threads or saved or (threads if work >= ALL_THREADS_FROM else 1)
+            self.threads = self.threads or saved or (threads_per_process() if work >= ALL_THREADS_FROM else 1)
             torch.set_num_threads(self.threads)
         self.pipeline.threads = self.threads
         datasets = [loader.dataset, val_loader.dataset]
         if cache_features(self.model, datasets, self.pipeline.preprocessor, self.device):
             work = self._count_work(loader)
+        self._set_up_network(datasets)
         self._plan(work, loader, val_loader)
         steps_per_epoch = math.ceil(self.batches / self.config.accumulate)
         self.warmup_steps = 0 if self.config.scheduler == "OneCycleLR" else self.config.warmup * steps_per_epoch
@@ -329,7 +331,7 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             torch.set_num_threads(threads)
-            self._interrupted = ""  # a signal during the last save came too late: the run is complete
+            self._signal = ""  # a signal during the last save came too late: the run is complete
 
     def _count_work(self, loader: DataLoader) -> int:
         """Return the floating point operations of a batch's forward pass, which decide about threads and epochs.
@@ -342,7 +344,16 @@ class Trainer:
         self.model.eval()
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             self.pipeline.forward(inputs)
-        return counter.get_total_flops()
+        return total_of(counter.get_total_flops())
+
+    def _set_up_network(self, datasets: list) -> None:
+        """Prepare the network and the records for this device and these processes."""
+        sync_batch_norm(self.model)
+        if self.compiles:
+            self.model.compile(dynamic=True)  # in place, so that weights keep their names
+        for dataset in datasets:
+            if hasattr(dataset, "keep_on"):
+                dataset.keep_on(self.device)
 
     def _plan(self, work: int, loader: DataLoader, val_loader: DataLoader) -> None:
         """Decide about epochs and batches per epoch: by --epochs, by the work, or by the speed and --time-budget.
@@ -364,6 +375,7 @@ class Trainer:
                 self.batches = min(self.batches, max(1, int((left / epochs - an_evaluation) / a_batch)))
         elif epochs == -1:
             epochs = min(most, max(least, int(PLANNED_WORK / (work * self.batches))))
+        epochs, self.batches = from_main(lambda: (epochs, self.batches))  # speed differs between processes
         self.config = replace(config, epochs=max(epochs, config.warmup + 1))
         if config.epochs == -1 and not self.history:
             share = "" if self.batches == len(loader) else f" of {self.batches} of {len(loader)} batches"
@@ -381,7 +393,7 @@ class Trainer:
             started = time.monotonic()
             self.step(inputs, targets, len(targets))
             times.append(time.monotonic() - started)
-            if sum(times) > 0.08 * self.config.time_budget:
+            if from_main(lambda: sum(times) > 0.08 * self.config.time_budget):
                 break
         self.model.load_state_dict(weights)
         self.optimizer = build_optimizer(self.model, self.config)
@@ -393,8 +405,9 @@ class Trainer:
         """Note Ctrl-C and SIGTERM for the loop to handle; a second signal acts at once. Returns the old handlers."""
 
         def note(number, frame):
-            self._interrupted = signal.Signals(number).name
-            signal.signal(number, handlers[number])
+            self._signal = signal.Signals(number).name
+            if count() == 1:  # torchrun passes on a signal that the terminal has sent to all processes already
+                signal.signal(number, handlers[number])
 
         handlers = {}
         if threading.current_thread() is threading.main_thread():
@@ -403,9 +416,9 @@ class Trainer:
         return handlers
 
     def _stop_if_interrupted(self) -> None:
-        if not self._interrupted:
+        if not (self._signal if count() == 1 else self._interrupted):
             return
-        name, self._interrupted = self._interrupted, ""
+        name, self._signal = self._signal or "a signal to another process", ""
         if not self.out:
             raise KeyboardInterrupt(f"{name} in epoch {self.epoch + 1}")
         self._save()
@@ -429,7 +442,8 @@ class Trainer:
             "steps": self.steps,
             "samples": self.samples,
             "loss_sum": self.loss_sum.item(),
-            "generator": _generator_state(self.device),
+            "generator": generator_state(self.device),
+            "scaler": self.scaler.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "flags": {name: getattr(self.config, name) for name in ("optimizer", "monitor", "accumulate")},
             "batches": self.batches,
@@ -473,6 +487,8 @@ class Trainer:
         self.epoch, self.next_batch, self.steps = state["epoch"], state["next_batch"], state["steps"]
         self.samples, self.history, self.best = state["samples"], list(state["history"]), state["best"]
         self.loss_sum.fill_(state["loss_sum"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self._generator = state["generator"] if self.next_batch else None
         if 0 < self.steps <= self.warmup_steps:  # the rate of the last step: of a whole epoch, none may be left
             self._warm_up(self.steps)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scaling.processes import gather, part
+
 BATCH_SIZE = 16  # records without gradients: the activations of more do not fit a CPU's caches
 
 
@@ -112,8 +114,9 @@ def _compute(backbone: Backbone, encoded, preprocessor, device: torch.device) ->
     lengths = getattr(encoded, "lengths", None)  # of texts: similar lengths in a batch need little padding
     order = torch.arange(len(encoded)) if lengths is None else lengths.argsort(stable=True)
     parts = []
-    for rows in order.split(BATCH_SIZE):
+    for rows in part(order).split(BATCH_SIZE):
         inputs = {backbone.INPUT: encoded[rows].to(device)}
         inputs = inputs if preprocessor is None else preprocessor.batch(inputs)
         parts.append(backbone.eval().features_of(inputs[backbone.INPUT]).cpu())
-    return torch.cat(parts)[order.argsort()]
+    computed = torch.cat(parts) if parts else torch.empty(0, backbone.width)
+    return gather(computed, len(order))[order.argsort()]

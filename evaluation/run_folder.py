@@ -22,6 +22,7 @@ from evaluation.intervals import bootstrap, with_digits, with_interval
 from evaluation.report import write_report
 from pipeline import atomic_write, weights_sha256
 from preprocessing.column import evenly_spaced
+from scaling.processes import is_main
 
 try:
     import fcntl
@@ -49,8 +50,12 @@ def open_run_folder(config, source: str) -> Iterator[Path]:
     """Create or resume a run folder and lock it: no other run can write to it meanwhile.
 
     A folder that is new and still without last.pt is removed if an exception leaves the block.
+    Of several processes that train together, only the first one writes: the others get no folder.
     Raises UserError if the folder holds another run, is in use by another process, or cannot be written to.
     """
+    if not is_main():
+        yield Path()
+        return
     out = Path(config.out or new_folder(source))
     created = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     try:
@@ -111,7 +116,7 @@ def _check_run_folder(out: Path, resume: str) -> None:
 
 def write_previews(out: Path, loader, preprocessor) -> None:
     """Write augmented.png: the next training batch as the network sees it, if a person can look at it."""
-    if not any(column.path_cells for column in preprocessor.columns):
+    if not (is_main() and any(column.path_cells for column in preprocessor.columns)):
         return
     inputs = {name: x[:32] for name, x in next(iter(loader))[0].items()}
     for column in preprocessor.columns:
@@ -245,6 +250,7 @@ def write_run(result, trainer, splits, config, evaluation: dict, findings: list[
         "model": " + ".join(result.pipeline.model_spec["names"]),
         "device": str(trainer.device),
         "threads": trainer.threads,
+        "processes": trainer.processes,
         "config": config.to_dict(),
     }
     if config.run.report:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from errors import BrokenRecords, UserError, error_prefix
 from preprocessing.column import count_cores
 from preprocessing.parsing import NULLS
+from scaling.processes import gather_values, host_file, host_part, is_shared
 from sources.disk import memory
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow reads some others with external programs
@@ -214,6 +215,7 @@ def read_headers(values: pd.Series) -> tuple[list[tuple[int, int, str]], dict[in
 def decode(values: pd.Series, size: int, channels: int, *, progress: bool) -> Tensor:
     """Decode a column of images on all cores: uint8 (N, channels, size, size).
 
+    Several processes of one machine decode a part each, into memory that they share.
     Raises BrokenRecords, once all are decoded, if some cannot be read.
     """
     cells, pixels, broken = values.tolist(), allocate((len(values), channels, size, size)), {}
@@ -225,26 +227,53 @@ def decode(values: pd.Series, size: int, channels: int, *, progress: bool) -> Te
         except UserError as error:
             broken[i] = str(error)
 
+    rows = host_part(len(cells)) if is_shared() else range(len(cells))
     with ThreadPoolExecutor(count_cores()) as pool:
-        decoded = pool.map(decode_one, range(len(cells)))
-        for _ in tqdm(decoded, "decoding", len(cells), unit=" images", disable=None if progress else True):
+        decoded = pool.map(decode_one, rows)
+        for _ in tqdm(decoded, "decoding", len(rows), unit=" images", disable=None if progress else True):
             pass
+    if is_shared():
+        broken = {i: message for found in gather_values(broken) for i, message in found.items()}
     if broken:
         raise BrokenRecords(broken)
     return torch.from_numpy(pixels)
 
 
 def allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """Allocate uint8 pixels in memory, or in a temporary file if they exceed a quarter of the memory.
+    """Allocate uint8 pixels in memory, or in a temporary file if they exceed a quarter of the memory, or are shared by
+    several processes.
 
     The file is mapped into memory and has no name: it vanishes with the process, however that ends.
     Raises UserError if the disk has not enough space.
     """
     size = int(np.prod(shape))
+    if size and is_shared():
+        return _allocate_shared(shape, size)
     if size <= memory() / 4:
         return np.empty(shape, dtype=np.uint8)
+    return np.memmap(tempfile.TemporaryFile(dir=_folder_for(size)), dtype=np.uint8, mode="w+", shape=shape)
+
+
+def _allocate_shared(shape: tuple[int, ...], size: int) -> np.ndarray:
+    def create() -> str:
+        with tempfile.NamedTemporaryFile(dir=_folder_for(size), delete=False) as file:
+            file.truncate(size)
+        return file.name
+
+    path = host_file(create)
+    pixels = np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
+    gather_values(None)  # all processes have opened it
+    Path(path).unlink(missing_ok=True)
+    return pixels
+
+
+def _folder_for(size: int) -> str:
+    """Return a folder for a temporary file: in memory, if it takes at most a quarter, or on disk."""
+    shared_memory = Path("/dev/shm")
+    if size <= memory() / 4 and shared_memory.exists() and size < shutil.disk_usage(shared_memory).free:
+        return str(shared_memory)
     # /var/tmp is on disk, where /tmp can be in memory
     folder = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
     if size > shutil.disk_usage(folder).free:  # writing to the map would kill the process
         raise UserError(f"the pixels take {size:,} bytes, more than {folder} has: give a smaller --image-size.")
-    return np.memmap(tempfile.TemporaryFile(dir=folder), dtype=np.uint8, mode="w+", shape=shape)
+    return folder

@@ -12,9 +12,38 @@ from config import DataConfig
 from errors import UserError
 from preprocessing.copies import find_copies
 from preprocessing.file_formats import to_moments
-from preprocessing.parsing import canonical_codes
+from preprocessing.infer import KINDS
+from preprocessing.parsing import canonical_codes, has_value
+from preprocessing.preprocessor import layout_of
+from sources.disk import take_rows
 
 GROUP_DRAWS = 100  # of whole groups; the best is taken
+
+
+def leave_out_rows(
+    table: pd.DataFrame, target: str, missing: np.ndarray, config: DataConfig, notes: list[str], source: str
+) -> pd.DataFrame:
+    """Leave out rows without a target and, with --drop-nulls, all rows with a missing cell that would be used."""
+    if missing.all():
+        raise UserError(f"{source}: target {target!r} has no value in any row.")
+    if missing.any():
+        words = table[target][missing & table[target].notna()].astype("str").str.strip().value_counts()
+        words = ", ".join(f"{word} {count}×" for word, count in words.items() if word)
+        notes.append(f"{source}: {missing.sum()} rows without {target} left out{f' ({words})' if words else ''}")
+        table = take_rows(table.copy(deep=False), np.flatnonzero(~missing))
+    if config.drop_nulls:
+        kinds = config.column_kinds()
+        texts = layout_of(kinds).texts
+        present = {name: has_value(table[name]) for name in table if kinds.get(name, "") in ("", *KINDS)}
+        present = {name: mask for name, mask in present.items() if mask.any()}  # other columns are left out
+        for name in texts & present.keys():
+            present[name] = (table[name].notna() & table[name].ne("")).to_numpy()  # in a text "NA" is a word
+        complete = np.all(list(present.values()), axis=0)
+        notes.append(f"{source}: {(~complete).sum()} rows with a missing cell left out (--drop-nulls)")
+        table = take_rows(table.copy(deep=False), np.flatnonzero(complete))
+    if table.empty:
+        raise UserError(f"{source}: every row has a missing cell, so --drop-nulls leaves no rows.")
+    return table
 
 
 def count_rows(count: int, shares: dict[str, float]) -> dict[str, int]:

@@ -12,7 +12,8 @@ from evaluation.calibration import calibrate
 from evaluation.comparison import record_losses
 from model import build_model
 from pipeline import Pipeline
-from trainer import Trainer, seed_weights
+from scaling.randomness import seed_weights
+from trainer import Trainer
 
 STEPS = 20  # at which trials are compared while they run: shares of their epochs
 

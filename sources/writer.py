@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from errors import UserError, disk_is_full
-from sources.layout import file_format
+from errors import UserError, did_you_mean, disk_is_full
+from sources.layout import AS_WRITTEN, file_format
 
 
 @contextmanager
@@ -108,6 +108,20 @@ class Writer:
     def close(self) -> None:
         if self.parquet:
             self.parquet.close()
+
+
+def kept_columns(frame, names: tuple[str, ...], predictions):
+    """Return columns of the input as they are. Raises UserError for one that is not there, or is in the predictions."""
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if name not in frame:
+            raise UserError(f"--keep {name}: no such column.{did_you_mean(name, frame.columns)}")
+        if name in predictions:
+            raise UserError(f"--keep {name}: the predictions have a column of that name: rename it in the input.")
+        if any(isinstance(cell, bytes) for cell in frame[name].head(100)):
+            raise UserError(f"--keep {name}: it holds files, such as images, which are not copied.")
+    kept = frame[[AS_WRITTEN + name if AS_WRITTEN + name in frame else name for name in names]]
+    return whole_again(kept.set_axis(names, axis=1))
 
 
 def whole_again(frame: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from model import MODELS
 # Who may import whom: a module may import its own layer's folder and everything in the layers before it.
 LAYERS = (
     {"errors", "config", "console"},
+    {"scaling"},
     {"sources", "preprocessing", "task"},
     {"backbones", "model"},
     {"dataloader", "pipeline", "progress"},

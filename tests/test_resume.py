@@ -167,7 +167,7 @@ def test_every_scheduler_continues_where_it_was(tmp_path, monkeypatch, scheduler
 
 def test_the_generator_state_is_restored(tmp_path, monkeypatch):
     """The tests above can fail: without the saved state, dropout has other draws and the weights differ."""
-    monkeypatch.setattr(trainer_module, "_set_generator_state", lambda states, device: torch.manual_seed(1))
+    monkeypatch.setattr(trainer_module, "set_generator_state", lambda states, device: torch.manual_seed(1))
     interrupted_run(tmp_path / "a", "step", 7, monkeypatch, epochs=2)
     quick_run(tmp_path / "b", TABLE, data=DataConfig(target="binary", batch_size=16), epochs=2)
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")

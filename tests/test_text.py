@@ -28,7 +28,7 @@ from model import build_model
 from pipeline import Pipeline, read_checkpoint
 from preprocessing import Preprocessor
 from preprocessing.ragged import UNKNOWN
-from trainer import seed_weights
+from scaling.randomness import seed_weights
 
 GOOD = ["lovely", "great", "참 재밌어요", "wonderful 👍", "최고예요", "brilliant!!!"]
 BAD = ["awful", "boring", "정말 지루해요", "terrible 👎", "별로예요", "a waste..."]

@@ -21,16 +21,9 @@ from model import MODELS, Dropout, NGramBag, NumberEmbedding, build_model, quant
 from pipeline import Pipeline
 from preprocessing import Preprocessor
 from preprocessing.image import ImageColumn
+from scaling.randomness import seed_all, seed_weights
 from task import Task
-from trainer import (
-    ALL_THREADS_FROM,
-    PLANNED_EPOCHS,
-    Trainer,
-    build_lr_scheduler,
-    build_optimizer,
-    seed_all,
-    seed_weights,
-)
+from trainer import ALL_THREADS_FROM, PLANNED_EPOCHS, Trainer, build_lr_scheduler, build_optimizer
 
 ARGS = {"in_features": 5, "category_sizes": [4], "hidden": [32, 16], "activation": "relu", "batch_norm": True}
 NUMBERS = {"in_features": 6, "category_sizes": []}  # for `make_inputs(…, categories=False)`

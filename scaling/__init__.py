@@ -1,0 +1,1 @@
+"""What the spine stands on to use more processes and devices."""
