@@ -293,7 +293,7 @@ def differing_flags(models: list[Scored]) -> list[str]:
     groups = [Config.from_dict(model.config).to_dict() for model in models]
     flags = [{**each["data"], **each["model"], **each["training"]} for each in groups]
     names = [name for name in flags[0] if any(each[name] != flags[0][name] for each in flags)]
-    return [" ".join(as_flag(name, each[name]) for name in names) for each in flags]
+    return [" ".join(as_flag(name, each[name]) for name in names if each[name] != []) for each in flags]
 
 
 def show(models: list[Scored], found: dict, sentences: list[str]) -> None:

@@ -375,6 +375,7 @@ class Config:
 
     def __post_init__(self):
         names, data = self.model.model, self.data
+        _check(not (data.folds and self.run.learning_curve), "--learning-curve needs one split: leave out --folds.")
         _check(
             not ("transformer" in names and data.tokenizer == "ngrams"),
             "--model transformer reads tokens in their order, and --tokenizer ngrams gives no order: give words, "

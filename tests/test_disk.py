@@ -81,7 +81,7 @@ def test_a_run_from_disk_is_the_run_in_memory(tmp_path, target, monkeypatch):
 def test_memory_does_not_grow_with_the_table(tmp_path):
     """The memory of a run that is not backed by files, beyond what a tiny run takes, in both ways."""
     random = np.random.default_rng(0)
-    table = pd.DataFrame(random.normal(size=(25_000, 60)).round(4)).add_prefix("x")
+    table = pd.DataFrame(random.normal(size=(20_000, 60)).round(4)).add_prefix("x")
     table["y"] = table["x0"] + random.normal(size=len(table))
     table.to_csv(tmp_path / "large.csv", index=False)
     table.head(200).to_csv(tmp_path / "small.csv", index=False)

@@ -124,7 +124,7 @@ def wait_for(path, process) -> None:
     raise AssertionError(f"{path} did not appear")
 
 
-LONG = ("--model", "mlp", "--hidden", "64", "--batch-size", "16", "--epochs", "60", "--patience", "0")
+LONG = ("--model", "mlp", "--hidden", "64", "--batch-size", "16", "--epochs", "40", "--patience", "0")
 
 
 def test_a_run_whose_process_was_killed_restarts_and_is_the_same(data, tmp_path):

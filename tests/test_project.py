@@ -187,11 +187,11 @@ def test_every_command_in_the_readme_runs(tmp_path):
                 if line.startswith("python serve.py"):
                     served.append(forks.Popen(line.split()[1:], stdout=subprocess.PIPE, **options))
                     assert f"at http://127.0.0.1:{line.split('--port ')[1].split()[0]}" in served[-1].stdout.readline()
-                elif re.search(r"(^|\| )python (train|predict|compare|export)\.py|^(curl|cp) ", line):
+                elif re.search(r"(^|\| )python (train|tune|predict|compare|export)\.py|^(curl|cp) ", line):
                     if line.startswith("curl") and not shutil.which("curl"):
                         continue
                     line = line.replace("curl -s", "curl -sf")  # what is no answer is an error
-                    line = line.replace("THE_ID", last_id)
+                    line = line.replace("THE_ID", last_id).replace("--trials 30", "--trials 2 --epochs 2")
                     if ran and re.fullmatch(r"python [\w./ =-]+", line):
                         _, script, *flags = line.split()
                         done = command(tmp_path / script, *flags, cwd=tmp_path)

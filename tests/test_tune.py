@@ -45,7 +45,7 @@ def searched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     table_for("binary").to_csv(folder / "data.csv", index=False)
     flags = ("--data", folder / "data.csv", "--target", "binary", "--epochs", 6, "--activation", "relu")
-    result = command("tune.py", *flags, "--trials", 9, "--jobs", 2, "--out", folder / "run", fork=False)
+    result = command("tune.py", *flags, "--trials", 7, "--jobs", 2, "--out", folder / "run", fork=False)
     assert result.returncode == 0, result.stderr.decode()
     return folder, result.stdout.decode()
 
@@ -67,7 +67,7 @@ def test_the_default_flags_are_the_first_trial_and_all_trials_count(searched):
     folder, _ = searched
     study = study_in(folder / "run")
     workers = {trial.user_attrs["worker"] for trial in finished(study)}
-    assert len(finished(study)) == 9 and len(workers) == 2
+    assert len(finished(study)) == 7 and len(workers) == 2
     first = study.get_trials()[0]
     assert first.params["lr"] == 3e-3 and first.params["weight_decay"] == 3e-4 and first.params["hidden"] == 1.0
     assert "epochs" not in first.params and "activation" not in first.params  # they were given
@@ -117,19 +117,19 @@ class FixedSampler(optuna.samplers.RandomSampler):
 def test_a_search_that_was_killed_continues(tmp_path):
     table_for("binary").to_csv(tmp_path / "data.csv", index=False)
     flags = ["--data", str(tmp_path / "data.csv"), "--target", "binary", *QUICK, "--out", str(tmp_path / "run")]
-    line = [sys.executable, str(ROOT / "tune.py"), *flags, "--trials", "8"]
+    line = [sys.executable, str(ROOT / "tune.py"), *flags, "--trials", "6"]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = iter(process.stdout.readline, "")
     next(line for line in lines if line.startswith("trial   2"))
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = [(trial.number, trial.value) for trial in finished(study_in(tmp_path / "run"))]
-    assert 3 <= len(before) < 8
+    assert 3 <= len(before) < 6
     result = command(*line[1:], fork=False)
     assert result.returncode == 0, result.stderr.decode()
     study = study_in(tmp_path / "run")
     after = [(trial.number, trial.value) for trial in finished(study)]
-    assert after[: len(before)] == before and len(after) == 8
+    assert after[: len(before)] == before and len(after) == 6
     assert not [trial for trial in study.get_trials() if trial.state.name in ("RUNNING", "WAITING")]
     assert_refused(command(*line[1:], "--lr", "0.1"), "has other flags or other data")
 
