@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +67,15 @@ def read_records(path: str, layout: Layout, rows: int, notes: list[str] | None =
     for frame in read_chunks(path, layout, rows, notes) if files is None else read_files(files, layout, rows):
         for start in range(0, len(frame), rows):
             yield frame.iloc[start : start + rows]
+
+
+def prefetch(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Yield frames while the next one is read in another thread."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, frames, None)
+        while (frame := following.result()) is not None:
+            following = reader.submit(next, frames, None)
+            yield frame
 
 
 def separator_of(path: str | Path, layout: Layout = TABLE) -> str:
