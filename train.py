@@ -107,7 +107,8 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         write_previews,
         write_run,
     )
-    from scaling.processes import leave
+    from pipeline import weights_sha256
+    from scaling.processes import check_same, leave
     from scaling.randomness import seed_all
     from trainer import Trainer
 
@@ -121,7 +122,9 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         trainer.started = started
         if state:
             _restore(trainer, state, path)
-        check_processes(pipeline, splits)
+        rows = [len(records) for records in (splits.train, splits.val, splits.test)]
+        fitted = json.dumps([asdict(pipeline.task), pipeline.preprocessor.state()])
+        check_same(rows=rows, data=fitted, initial_weights=weights_sha256(pipeline.model.state_dict()))
         if fold < 2:
             print_data(splits, pipeline, findings)
         seed_all(config.training.seed, 0)
@@ -292,16 +295,6 @@ def _restore(trainer, state: dict, path: str) -> None:
 
 
 # ---------------------------------------------------------------- around a run
-
-
-def check_processes(pipeline, splits) -> None:
-    """Raise UserError if several processes have not read the same records, or start from different weights."""
-    from pipeline import weights_sha256
-    from scaling.processes import check_same
-
-    fitted = json.dumps([asdict(pipeline.task), pipeline.preprocessor.state()])
-    rows = [len(records) for records in (splits.train, splits.val, splits.test)]
-    check_same(rows=rows, data=fitted, initial_weights=weights_sha256(pipeline.model.state_dict()))
 
 
 def main() -> None:

@@ -3,8 +3,6 @@
 import copy
 import itertools
 import math
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,7 +21,8 @@ from config import RunConfig, TrainConfig
 from errors import UserError
 from progress import Progress
 from scaling.device import SUM_DTYPES, be_deterministic, mixed_precision, move, threads_per_process
-from scaling.processes import count, from_main, gather, is_main, part, sync_batch_norm, total, total_in_place, total_of
+from scaling.interruption import Interruption
+from scaling.processes import count, from_main, gather, is_main, part, sync_batch_norm, total_in_place, total_of
 from scaling.randomness import generator_state, seed_all, seed_batch, set_generator_state
 
 # With fewer multiply-adds per step, distributing work over threads costs more than it saves
@@ -120,9 +119,7 @@ class Trainer:
         # skips all steps from the first loss that is not finite on, and the host checks now and then.
         self.check_every = 1 if self.device.type == "cpu" or config.optimizer == "RMSprop" else CHECK_EVERY
         self.finite_batches = torch.zeros((), device=self.device, dtype=torch.int64)  # of this epoch
-        self._signal = ""  # name of the signal that this process got
-        self._signals = torch.zeros((), device=self.device)  # of all processes; summed up with the losses
-        self._interrupted = False  # with several processes: all know of the signal
+        self.interruption = Interruption(self.device)
         self._resume_state: dict | None = None
         self._generator: dict | None = None  # random state to restore within an epoch
         self._saved_at, self._save_took, self._saved_best = 0.0, 0.0, 0  # seconds, seconds, the epoch in best.pt
@@ -183,7 +180,7 @@ class Trainer:
             self.scaler.scale(loss).backward()
         else:  # summed over records: the gradients are divided by their number, over all batches and processes
             self.scaler.scale(loss * len(targets)).backward()
-        self.loss_sum += self._total(loss.detach() * len(targets))
+        self.loss_sum += self.interruption.total(loss.detach() * len(targets))
         self._check_loss()
         if not accumulated_samples:
             return
@@ -202,14 +199,6 @@ class Trainer:
         self.steps += 1
         if self.config.scheduler == "OneCycleLR":
             self.lr_scheduler.step()
-
-    def _total(self, loss_sum: Tensor) -> Tensor:
-        """Return the sum over all processes, and note whether one of them got a signal."""
-        if count() == 1:
-            return loss_sum
-        loss_sum, signals = total(torch.stack([loss_sum, torch.full_like(loss_sum, bool(self._signal))]))
-        self._signals += signals
-        return loss_sum
 
     def _warm_up(self, step: int) -> None:
         """Set the learning rates of a step of the warm-up, counted from 1."""
@@ -284,7 +273,7 @@ class Trainer:
             self.optimizer.found_inf = (~finite).float()
         if (self.batch + 1) % self.check_every == 0:
             self._stop_if_not_finite()
-            self._interrupted = count() > 1 and self._signals.item() > 0
+            self.interruption.look()
 
     def _stop_if_not_finite(self) -> None:
         if not math.isfinite(self.loss_sum.item()):
@@ -323,15 +312,12 @@ class Trainer:
         options = {"epochs": self.config.epochs, "monitor": self.config.monitor, "history": self.history}
         self.progress = Progress(self.out, records=len(loader.dataset) * self.batches // len(loader), **options)
         self._saved_at = time.monotonic()
-        handlers = self._catch_signals()
         try:
-            yield
+            with self.interruption.watch():
+                yield
         finally:
             self.progress.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             torch.set_num_threads(threads)
-            self._signal = ""  # a signal during the last save came too late: the run is complete
 
     def _count_work(self, loader: DataLoader) -> int:
         """Return the floating point operations of a batch's forward pass, which decide about threads and epochs.
@@ -401,24 +387,9 @@ class Trainer:
         self.loss_sum.zero_()
         return float(np.median(times)), an_evaluation
 
-    def _catch_signals(self) -> dict:
-        """Note Ctrl-C and SIGTERM for the loop to handle; a second signal acts at once. Returns the old handlers."""
-
-        def note(number, frame):
-            self._signal = signal.Signals(number).name
-            if count() == 1:  # torchrun passes on a signal that the terminal has sent to all processes already
-                signal.signal(number, handlers[number])
-
-        handlers = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handlers[number] = signal.signal(number, note)
-        return handlers
-
     def _stop_if_interrupted(self) -> None:
-        if not (self._signal if count() == 1 else self._interrupted):
+        if not (name := self.interruption.take()):
             return
-        name, self._signal = self._signal or "a signal to another process", ""
         if not self.out:
             raise KeyboardInterrupt(f"{name} in epoch {self.epoch + 1}")
         self._save()

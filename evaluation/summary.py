@@ -31,6 +31,18 @@ class Summary:
             self.first_broken = self.first_broken or broken[min(broken)]
         self.rows, self.broken = self.rows + len(frame) + len(broken), self.broken + len(broken)
 
+    def counts(self) -> tuple:
+        """Return what `merge` adds up, of this process."""
+        return self.rows, self.broken, self.first_broken, self.unknown, self.counted, self.score
+
+    def merge(self, counts: list[tuple]) -> None:
+        """Take the place of the summaries of all processes. counts: their `counts`, in the order of the rows."""
+        rows, broken, first_broken, unknown, counted, scores = zip(*counts, strict=True)
+        self.rows, self.broken, self.first_broken = sum(rows), sum(broken), next(filter(None, first_broken), "")
+        self.unknown, self.counted, self.score = sum(unknown, Counter()), sum(counted, Counter()), scores[0]
+        for other in scores[1:]:
+            self.score.merge(other)
+
     def show(self, file) -> None:
         """Print the metrics to `file`, the rest to standard error."""
         if self.broken:
@@ -64,6 +76,13 @@ class Score:
             self.problem = str(error)
             return
         self.metrics.update(self.task.metric_inputs(logits[given]), self.task.decode(targets))
+
+    def merge(self, other: "Score") -> None:
+        self.problem = self.problem or other.problem
+        if self.metrics and other.metrics:
+            for name, metric in self.metrics.items():
+                metric.merge_state(other.metrics[name])
+        self.metrics = self.metrics or other.metrics
 
     def show(self, file) -> None:
         if self.problem:

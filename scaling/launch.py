@@ -15,7 +15,7 @@ from errors import UserError
 # A process that ends is noticed at once, by the others and by torchrun. This limit is only for one that hangs: reading
 # and preparing the data may take the first process much longer than the others.
 TIMEOUT = timedelta(hours=24)
-LAST_WORDS = timedelta(seconds=60)  # in which the first process reports that it has saved
+LAST_WORDS = timedelta(minutes=10)  # in which the first process reports that it has saved
 
 
 def is_launched() -> bool:
@@ -77,7 +77,10 @@ def _is_first_to_stop(store) -> bool:
     """Return whether no other process has stopped before. From here on torchrun, which stops all processes as soon as
     one has ended, cannot stop the one that reports."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return store.add("stopped", 1) == 1
+    try:
+        return store.add("stopped", 1) == 1
+    except RuntimeError:  # the first process has kept the store, and has ended
+        return True
 
 
 def _has_last_words(store, rank: int) -> bool:
@@ -87,7 +90,7 @@ def _has_last_words(store, rank: int) -> bool:
         with contextlib.suppress(RuntimeError):
             store.wait(["interrupted"], LAST_WORDS)
         return False
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as above
     store.set("interrupted", "")
     return True
 

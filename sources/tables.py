@@ -102,7 +102,7 @@ def read_records(path: str, layout: Layout, rows: int, notes: list[str] | None =
             yield frame.iloc[start : start + rows]
 
 
-def prefetch(frames):
+def prefetch(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     """Yield frames while the next one is read in another thread."""
     with ThreadPoolExecutor(1) as reader:
         following = reader.submit(next, frames, None)

@@ -47,14 +47,14 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator:
 
 
 @contextmanager
-def open_output(path: str, source: str) -> Iterator["Writer"]:
+def open_output(path: str, source: str, *, header: bool = True) -> Iterator["Writer"]:
     """Open `path` for predictions: the file appears only once it is complete. "-" is standard output, as jsonl if the
-    file `source` is. Raises UserError for a name of another format."""
+    file `source` is. Without `header` it continues another part. Raises UserError for a name of another format."""
     if path == "-":
         if getattr(sys.stdout, "is_closed", False):
             raise UserError("--output -: standard output is closed.")
         is_jsonl = source.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
-        yield Writer(sys.stdout.buffer, "jsonl" if is_jsonl else "csv")
+        yield Writer(sys.stdout.buffer, "jsonl" if is_jsonl else "csv", header)
         sys.stdout.buffer.flush()
         return
     form = "tsv" if path.lower().endswith(".tsv") else file_format(path)
@@ -62,16 +62,16 @@ def open_output(path: str, source: str) -> Iterator["Writer"]:
         raise UserError(f"--output {path}: predictions are written as csv, tsv, jsonl or parquet.")
     if path.lower().endswith(".gz"):
         raise UserError(f"--output {path}: predictions are not compressed; leave out .gz.")
-    with atomic_write(path, "wb") as file, closing(Writer(file, form)) as writer:
+    with atomic_write(path, "wb") as file, closing(Writer(file, form, header)) as writer:
         yield writer
 
 
 class Writer:
     """Write frames with the same columns one after the other. form: csv, tsv, jsonl or parquet."""
 
-    def __init__(self, file, form: str):
+    def __init__(self, file, form: str, header: bool = True):
         self.file, self.form, self.parquet = file, form, None
-        self.first = True
+        self.first = header  # the next frame of a csv comes after a header
 
     def write(self, frame: pd.DataFrame) -> None:
         """Raises UserError if a column cannot be stored in the type that it had in the first frame."""
@@ -110,7 +110,7 @@ class Writer:
             self.parquet.close()
 
 
-def kept_columns(frame, names: tuple[str, ...], predictions):
+def kept_columns(frame: pd.DataFrame, names: tuple[str, ...], predictions: pd.DataFrame) -> pd.DataFrame:
     """Return columns of the input as they are. Raises UserError for one that is not there, or is in the predictions."""
     names = list(dict.fromkeys(names))
     for name in names:

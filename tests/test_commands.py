@@ -539,3 +539,23 @@ def test_where_files_cannot_be_written(runs, tmp_path):
         with file_size_limit(100), pytest.raises(UserError, match=rf"x\.{form}: cannot be written .File too large"):
             predict.predict(predict.Options(**options, output=str(tmp_path / f"x.{form}")))
     assert [path.name for path in tmp_path.iterdir()] == ["folder.csv"]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_shards_put_together_are_the_file_of_one_process(runs, tmp_path, form):
+    """Parts of whole chunks: with chunks of 50 rows, 240 rows are five of them."""
+    code = (
+        "import sys, preprocessing.preprocessor as p; p.Preprocessor.read_rows = 50\n"
+        "import predict; predict.main()"
+    )
+    line = ("--checkpoint", runs["binary"].out / "best.pt", "--input", runs["binary"].out.parent / "binary.csv")
+    whole = tmp_path / f"whole.{form}"
+    assert command("-c", code, *line, "--output", whole, cwd=ROOT).returncode == 0
+    parts = [tmp_path / f"part-{i}.{form}" for i in (1, 2, 3)]
+    for i, part in enumerate(parts, start=1):
+        result = command("-c", code, *line, "--shard", f"{i}/3", "--output", part, cwd=ROOT)
+        assert result.returncode == 0, result.stderr
+    assert b"".join(part.read_bytes() for part in parts) == whole.read_bytes()
+    assert all(part.read_bytes() for part in parts)
+    for wrong in ("0/3", "4/3", "x", "2"):
+        assert_refused(command("predict.py", *line, "--shard", wrong, "--output", whole), "--shard")
