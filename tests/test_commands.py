@@ -544,10 +544,7 @@ def test_where_files_cannot_be_written(runs, tmp_path):
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_shards_put_together_are_the_file_of_one_process(runs, tmp_path, form):
     """Parts of whole chunks: with chunks of 50 rows, 240 rows are five of them."""
-    code = (
-        "import sys, preprocessing.preprocessor as p; p.Preprocessor.read_rows = 50\n"
-        "import predict; predict.main()"
-    )
+    code = "import sys, preprocessing.preprocessor as p; p.Preprocessor.read_rows = 50\nimport predict; predict.main()"
     line = ("--checkpoint", runs["binary"].out / "best.pt", "--input", runs["binary"].out.parent / "binary.csv")
     whole = tmp_path / f"whole.{form}"
     assert command("-c", code, *line, "--output", whole, cwd=ROOT).returncode == 0
