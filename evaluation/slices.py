@@ -55,4 +55,4 @@ def _slices(values: np.ndarray, are_days: bool) -> list[tuple[str, np.ndarray]]:
 
 
 def _show(value: float, is_day: bool) -> str:
-    return pd.Timestamp(value, unit="D").strftime("%Y-%m-%d") if is_day else f"{value:.4g}"
+    return str(pd.Timestamp(value, unit="D").date()) if is_day else f"{value:.4g}"
