@@ -27,7 +27,7 @@ from sources.sheets import read_sheet
 _SIGNATURES = {b"PAR1": "parquet", b"PK\3\4": "xlsx", b"\xd0\xcf\x11\xe0": "xls"}  # first bytes → ending
 ON_DISK = 128 << 20  # bytes of text from which on a table is kept on disk: it takes a multiple in memory
 PACKED = 5  # bytes in memory of a byte of a packed file
-PARTS = ("csv", "jsonl", "parquet")  # formats of the files of a folder that are parts of one table
+PARTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")  # of the files of a folder that are parts of one table
 DATA_URL = "data:image/"  # an image inside a cell of text
 
 
@@ -88,7 +88,8 @@ def table_files(path: str | Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = sorted(file for file in folder.iterdir() if not file.name.startswith((".", "_")))
-    return found if found and all(file.is_file() and file_format(file) in PARTS for file in found) else []
+    are_parts = all(file.is_file() and file.name.lower().removesuffix(".gz").endswith(PARTS) for file in found)
+    return found if found and are_parts else []
 
 
 def read_records(path: str, layout: Layout, rows: int, notes: list[str] | None = None) -> Iterator[pd.DataFrame]:
