@@ -78,7 +78,8 @@ def load_splits(config: DataConfig, seed: int, table: pd.DataFrame | None = None
     labels = stratify_labels(table[target], kind, 1 + sum(size > 0 for size in sizes.values()), form)
     train_rows, val_rows, test_rows = split_rows(table, target, labels, config, sizes, seed, notes)
     # Reordered column by column to avoid a second copy in memory; the splits are views
-    table = take_rows(table.copy(deep=False), np.concatenate([train_rows, val_rows, test_rows]))
+    table = table.copy(deep=False)
+    table = take_rows(table, np.concatenate([train_rows, val_rows, test_rows]))
     ends = len(train_rows), len(train_rows) + len(val_rows)
     splits = Splits(
         train=table.iloc[: ends[0]],
@@ -238,7 +239,7 @@ class TensorBatches(Dataset):
     """Encoded records in memory: a tensor, or named tensors. `__getitems__` gathers a whole batch at once; the usual
     access and collation, item by item, costs more than a small network's step.
 
-    Each of several processes gathers the inputs of its part of a batch; the targets are those of the whole batch.
+    Each of several processes gathers the inputs of its part of a batch; the targets belong to the whole batch.
     features: what batches hold in place of inputs, see `cache_features` of backbones/pretrained.py.
     """
 

@@ -19,6 +19,7 @@ from backbones.lite0 import Lite0
 from backbones.text import NGramBag, Transformer
 from errors import UserError
 from preprocessing.column import evenly_spaced
+from scaling.randomness import seed_weights
 from sources.disk import memory
 
 
@@ -340,6 +341,16 @@ def choose_dropout(names: list[str], has_classes: bool, rows: int) -> float:
     Measured with benchmarks/quality.py: regressions, and classes with more rows, are worse with 0.3.
     """
     return 0.3 if names == ["tabm"] and has_classes and rows < 10_000 else 0.1
+
+
+def initial_model(names: list[str], args: dict, seed: int) -> nn.Module:
+    """Build networks with their initial weights: random ones, which follow from the seed, or pretrained ones."""
+    seed_weights(seed)
+    model = build_model(names, args)
+    for name, network in zip(names, getattr(model, "networks", [model]), strict=True):
+        if hasattr(network, "start_from"):
+            network.start_from(name.partition(":")[2], args.get("max_length", 0))
+    return model
 
 
 def build_model(names: list[str], args: dict) -> nn.Module:

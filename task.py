@@ -29,6 +29,14 @@ MAX_LIVE_TARGET = 1e100  # larger targets would overflow when errors are squared
 TOLERANCE = 1e-5  # of a probability, or of a value relative to the spread of the targets
 
 
+def wilson_interval(share: float, count: int) -> list[float]:
+    """Return the 95 % interval [low, high] of a share of `count` records (Wilson, 1927)."""
+    z2 = 1.96**2
+    center = share + z2 / (2 * count)
+    half = 1.96 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return [max(0.0, (center - half) / (1 + z2 / count)), min(1.0, (center + half) / (1 + z2 / count))]
+
+
 @dataclass(frozen=True)
 class Task:
     """A prediction problem, fitted on the training targets.
@@ -214,10 +222,13 @@ class Task:
         predicted = F.one_hot(self.decide(probabilities), len(self.classes)).bool()
         return (1 - probabilities <= self.quantile) | predicted
 
-    def interval(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the lower and upper ends, (N,), of the intervals of a regression in the data's units."""
-        half, values = self.quantile * self.std * self.difficulty_of(logits), self.activate(logits)[:, 0]
-        return values - half, values + half
+    def interval(self, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the lower and upper ends, (N,), of the intervals of a regression in the data's units.
+
+        values: what `activate` returns for these logits.
+        """
+        half, middle = self.quantile * self.std * self.difficulty_of(logits), values[:, 0]
+        return middle - half, middle + half
 
     def difficulty_of(self, logits: Tensor) -> Tensor:
         """Return how large an error to expect of each record of a regression, (N,), on the scale of the logits."""
@@ -320,7 +331,7 @@ class Task:
         if not self.coverage:
             return {}
         if self.kind == "regression":
-            lower, upper = self.interval(logits)
+            lower, upper = self.interval(logits, values)
             return {"lower": lower.tolist(), "upper": upper.tolist()}
         return {"set": [[self.classes[i] for i in np.flatnonzero(row)] for row in self.sets(values).numpy()]}
 
@@ -405,8 +416,6 @@ class Task:
             name, score, half = "mae", mean, 1.96 * math.sqrt(max(0.0, mean_square - mean**2) / count)
             interval = [max(0.0, score - half), score + half]
         else:
-            name, score, z2 = "accuracy", 1 - mean, 1.96**2
-            center = score + z2 / (2 * count)
-            half = 1.96 * math.sqrt(score * mean / count + z2 / (4 * count**2))
-            interval = [max(0.0, (center - half) / (1 + z2 / count)), min(1.0, (center + half) / (1 + z2 / count))]
+            name, score = "accuracy", 1 - mean
+            interval = wilson_interval(score, count)
         return {"targets": count, name: score, "interval": interval}

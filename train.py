@@ -86,8 +86,8 @@ def _train_folds(splits, config: Config) -> Run:
             if runs:
                 fold = replace(fold, config=same_columns(splits, runs[0].pipeline))
             runs.append(_train_once(fold, replace(config, training=training, run=run), time.monotonic(), number))
-        result = combine(runs, folds, config, out)
-    print_folds(runs, result)
+        result, coverage = combine(runs, folds, config, out)
+    print_folds(runs, result, coverage)
     return result
 
 
@@ -122,9 +122,11 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         trainer.started = started
         if state:
             _restore(trainer, state, path)
-        rows = [len(records) for records in (splits.train, splits.val, splits.test)]
-        fitted = json.dumps([asdict(pipeline.task), pipeline.preprocessor.state()])
-        check_same(rows=rows, data=fitted, initial_weights=weights_sha256(pipeline.model.state_dict()))
+        check_same(lambda: {
+            "rows": [len(records) for records in (splits.train, splits.val, splits.test)],
+            "data": json.dumps([asdict(pipeline.task), pipeline.preprocessor.state()]),
+            "initial weights": weights_sha256(pipeline.model.state_dict()),
+        })  # fmt: skip
         if fold < 2:
             print_data(splits, pipeline, findings)
         seed_all(config.training.seed, 0)
@@ -234,8 +236,7 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
     encoded: the columns of the training records.  names: of --model.
     """
     from backbones.settings import pretrained_args
-    from model import build_model, choose_dropout, choose_networks, quantile_bins
-    from scaling.randomness import seed_weights
+    from model import choose_dropout, choose_networks, initial_model, quantile_bins
 
     names = choose_networks(names, list(preprocessor.inputs))
     flags = {name: getattr(config.model, name) for name in ("activation", "batch_norm", "dropout")}
@@ -245,12 +246,7 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
     args = {**preprocessor.model_args, "out_features": task.out_features, **flags}
     if "numbers" in preprocessor.inputs:
         args["bins"] = quantile_bins(preprocessor.join(encoded)["numbers"])
-    seed_weights(config.training.seed)
-    model = build_model(names, args)
-    for name, network in zip(names, getattr(model, "networks", [model]), strict=True):
-        if hasattr(network, "start_from"):
-            network.start_from(name.partition(":")[2], args.get("max_length", 0))
-    return model, {"names": names, "args": args}
+    return initial_model(names, args, config.training.seed), {"names": names, "args": args}
 
 
 # ---------------------------------------------------------------- resume

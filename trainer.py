@@ -86,8 +86,8 @@ class Trainer:
     inputs are what `pipeline.forward` takes, targets what `task.encode` returns. If `run.out` is set, best.pt,
     last.pt, history.csv and TensorBoard events are written there.
 
-    Under torchrun each process computes its part of each batch (see scaling/processes.py). Sums over all of them make
-    losses, gradients and metrics those of the whole batch, so that every process takes the same steps and decisions.
+    Under torchrun each process computes its part of each batch (see scaling/processes.py). Losses, gradients and
+    metrics are computed over all parts, so that every process takes the same steps and decisions.
     """
 
     def __init__(self, pipeline, config: TrainConfig, run: RunConfig | None = None):
@@ -169,7 +169,7 @@ class Trainer:
     def step(self, inputs: Tensor | dict[str, Tensor], targets: Tensor, accumulated_samples: int) -> None:
         """Add the gradients of a batch. Unless `accumulated_samples` is 0, update the weights with their mean.
 
-        With several processes, inputs are the part of this one, and targets those of the whole batch.
+        With several processes, inputs are the part of this one, and targets belong to the whole batch.
         """
         self.samples += len(targets)
         targets = move(part(targets), self.device)

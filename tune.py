@@ -48,7 +48,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class TuneConfig(Config):
-    """All flags of train.py, and those of the search."""
+    """All flags of train.py, and the flags of the search."""
 
     search: SearchConfig = field(default_factory=SearchConfig)
 

@@ -58,8 +58,9 @@ from threadpoolctl import threadpool_limits
 from config import Config, DataConfig, RunConfig, TrainConfig
 from dataloader import load_splits
 from preprocessing import Preprocessor
-from preprocessing.column import Cells, count_cores
+from preprocessing.column import Cells
 from preprocessing.text import read_texts
+from scaling.device import count_cores
 from task import Task
 from train import train
 

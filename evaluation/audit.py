@@ -99,8 +99,10 @@ def _near_duplicates(splits, preprocessor, encoded: list[dict], copies: list[np.
             column.fingerprints(part[column.name].iloc[some.numpy()], take(columns[column.name], some))
             for part, columns, some in zip(parts, encoded, rows, strict=True)
         ]
+        if prints[0] is None:
+            continue
         distinct = np.unique(np.concatenate([column.keys(part[column.name]) for part in parts]))
-        if prints[0] is None or len(distinct) < CONTENT * sum(map(len, parts)):
+        if len(distinct) < CONTENT * sum(map(len, parts)):
             continue
         similar = prints[2] @ torch.cat(prints[:2]).T
         similar[torch.from_numpy(codes[2][:, None] == np.concatenate(codes[:2]))] = 0
@@ -145,8 +147,11 @@ def _time_overlap(splits, task, preprocessor) -> list[tuple[str, str]]:
     if config.time or config.group or config.val_data or config.test_data:
         return []
     for column in preprocessor.columns:
-        times = column.times(pd.concat([part[column.name] for part in parts]))
-        if times is None or np.isfinite(times).sum() < 100:
+        found = [column.times(part[column.name]) for part in parts]
+        if found[0] is None:
+            continue
+        times = np.concatenate(found)
+        if np.isfinite(times).sum() < 100:
             continue
         targets = task.scores(torch.cat([task.encode(part[splits.target]) for part in parts]))
         known = np.flatnonzero(np.isfinite(times))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError
-from task import Task
+from task import Task, wilson_interval
 
 SCALED = 200  # validation records from which on the width of an interval follows the difficulty of the record
 
@@ -76,12 +76,12 @@ def measure_coverage(task: Task, logits: Tensor, targets: Tensor) -> dict:
     interval, the 95 % interval of this share (Wilson, 1927), and the mean number of classes or width."""
     if not task.coverage:
         return {}
+    values = task.activate(logits)
     if task.kind == "regression":
-        lower, upper = task.interval(logits)
-        values = task.decode(targets)
-        inside, sizes = (lower <= values) & (values <= upper), upper - lower
+        (lower, upper), expected = task.interval(logits, values), task.decode(targets)
+        inside, sizes = (lower <= expected) & (expected <= upper), upper - lower
     else:
-        sets = task.sets(task.activate(logits))
+        sets = task.sets(values)
         inside, sizes = sets.gather(1, targets.long()[:, None])[:, 0], sets.sum(dim=1)
     size = sizes.double().mean().item()
     return {"asked": task.coverage, **_share(int(inside.sum()), len(inside)), "size": size}
@@ -97,10 +97,7 @@ def pool_coverage(folds: list[dict], rows: list[int]) -> dict:
 
 
 def _share(inside: int, count: int) -> dict:
-    from scipy.stats import binomtest
-
-    interval = binomtest(inside, count).proportion_ci(method="wilson")
-    return {"reached": inside / count, "interval": [float(interval.low), float(interval.high)]}
+    return {"reached": inside / count, "interval": wilson_interval(inside / count, count)}
 
 
 def describe_coverage(task: Task, coverage: dict) -> str:

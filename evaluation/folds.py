@@ -146,7 +146,7 @@ def combine(runs: list, folds: list, config, out):
     last.
 
     runs: the train.Run of each fold.  folds: its Splits.
-    Returns the train.Run of the ensemble.
+    Returns the train.Run of the ensemble, and what `pool_coverage` returns.
     """
     pipeline, predictions = Pipeline.ensemble([run.pipeline for run in runs]), out_of_fold(runs)
     metrics = summarize(runs) | {
@@ -166,19 +166,18 @@ def combine(runs: list, folds: list, config, out):
         table = pd.concat([fold.test for fold in folds]).loc[predictions["row"]]
         write_report(result, replace(folds[0], test=table), config, metrics, (runs[0].pipeline, folds[0].test))
     write_metrics(metrics, out)
-    return result
+    return result, metrics["coverage"]
 
 
-def print_folds(runs: list, result) -> None:
-    """Print the test metrics of each fold, and their means. result: the train.Run of the ensemble."""
-    metrics = json.loads((result.out / "metrics.json").read_text(encoding="utf-8"))
+def print_folds(runs: list, result, coverage: dict) -> None:
+    """Print the test metrics of each fold, and their means. result, coverage: what `combine` returns."""
     print()
     for number, run in enumerate(runs, start=1):
         print(f"fold {number}  " + "  ".join(f"{name} {value:.4g}" for name, value in run.test.items()))
     means = (f"{name} {with_interval(value, result.intervals.get(name))}" for name, value in result.test.items())
     print("mean    " + "  ".join(means) + "  (95 % intervals)")
-    if metrics["coverage"]:
-        print(describe_coverage(result.pipeline.task, metrics["coverage"]))
+    if coverage:
+        print(describe_coverage(result.pipeline.task, coverage))
     print("", *result.diagnosis[:2], sep="\n")
     print(f"Each row was tested by a model that had not seen it: {result.out / 'test_predictions.csv'}")
     if (result.out / "report.html").exists():

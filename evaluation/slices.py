@@ -26,8 +26,9 @@ def worst_slices(pipeline, records: pd.DataFrame, losses: np.ndarray, errors: np
         if column.path_cells:  # files would be read again
             continue
         cells = records[column.name]
+        are_days = column.times(cells) is not None
         for name, values in column.profile_values(cells, column.encode(cells)).items():
-            for label, mask in _slices(values, column.times(cells) is not None):
+            for label, mask in _slices(values, are_days):
                 if LEAST <= mask.sum() <= len(mask) - LEAST:
                     inside, outside = losses[mask], losses[~mask]
                     noise = math.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))

@@ -1,7 +1,6 @@
 """The base class of the column kinds: the methods of a column, with defaults for what a simple kind does not need."""
 
 import math
-import os
 from collections.abc import Callable
 from datetime import date
 from functools import cached_property
@@ -18,11 +17,6 @@ from preprocessing.parsing import to_text
 from preprocessing.ragged import Ragged
 
 Encoded = Tensor | Ragged  # a column's records: (N, …), or token ids of different lengths
-
-
-def count_cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def evenly_spaced(records: pd.DataFrame | Tensor, count: int):

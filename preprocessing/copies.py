@@ -58,7 +58,7 @@ def _has_fractions(values: pd.Series) -> bool:
 
 
 def combine(total: np.ndarray | None, keys: np.ndarray, number: int) -> np.ndarray:
-    """Add the hashes of the cells of a column to those of the records so far.  number: of the column, from 0 up."""
+    """Add the hashes of the cells of a column to the hashes of the records.  number: of the column, from 0 up."""
     factor = np.random.default_rng(number).integers(0, 2**63, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     return keys * factor if total is None else total + keys * factor
 

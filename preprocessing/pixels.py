@@ -23,10 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errors import BrokenRecords, UserError, error_prefix
-from preprocessing.column import count_cores
 from preprocessing.parsing import NULLS
+from scaling.device import count_cores
 from scaling.processes import gather_values, host_file, host_part, is_shared
-from sources.disk import memory
+from sources.disk import folder_with_room, memory
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow reads some others with external programs
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -272,8 +272,4 @@ def _folder_for(size: int) -> str:
     shared_memory = Path("/dev/shm")
     if size <= memory() / 4 and shared_memory.exists() and size < shutil.disk_usage(shared_memory).free:
         return str(shared_memory)
-    # /var/tmp is on disk, where /tmp can be in memory
-    folder = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
-    if size > shutil.disk_usage(folder).free:  # writing to the map would kill the process
-        raise UserError(f"the pixels take {size:,} bytes, more than {folder} has: give a smaller --image-size.")
-    return folder
+    return folder_with_room(size, f"the pixels take {size:,} bytes", "give a smaller --image-size")

@@ -20,11 +20,12 @@ from torch import Tensor
 from config import DataConfig
 from errors import UserError
 from preprocessing.cleaning import clean, replace_surrogates
-from preprocessing.column import Cells, Column, count_cores, shorten
+from preprocessing.column import Cells, Column, shorten
 from preprocessing.hub import load_tokenizer
 from preprocessing.ngrams import frequent_buckets, hash_ngrams, known_ids, number_buckets
 from preprocessing.ragged import PADDING, UNKNOWN, Ragged
 from preprocessing.similarity import fingerprints_of_texts, words_of_texts
+from scaling.device import count_cores
 
 VOCAB_SIZES = {"ngrams": 2**18, "words": 30_000, "subwords": 8_000, "characters": 8_000}
 MIN_LENGTH = 32  # of max_length, so that a model of short texts also reads somewhat longer ones

@@ -56,13 +56,19 @@ def be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def count_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads_per_process() -> int:
     """Return the threads that a large network uses: torch's default, or this process's share of the cores.
 
     torchrun sets OMP_NUM_THREADS=1, so torch's default says nothing there.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])) if processes.count() > 1 else torch.get_num_threads()
+    if processes.count() == 1:
+        return torch.get_num_threads()
+    return max(1, count_cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
 # ---------------------------------------------------------------- encoded records

@@ -129,11 +129,15 @@ def gather_values(value) -> list:
     return values
 
 
-def check_same(**facts) -> None:
-    """Raise UserError, in all processes, unless all have the same facts, such as hashes of their data and weights."""
-    for name, values in ((name, gather_values(value)) for name, value in facts.items()):
+def check_same(facts: Callable[[], dict]) -> None:
+    """Raise UserError, in all processes, unless all have the same facts, such as hashes of their data and weights.
+
+    facts: computes them, by name; a single process need not.
+    """
+    if count() == 1:
+        return
+    for name, values in ((name, gather_values(value)) for name, value in facts().items()):
         if any(value != values[0] for value in values):
-            name = name.replace("_", " ")
             raise UserError(
                 f"the processes do not have the same {name}: give all of them the same files, flags and versions."
             )
@@ -146,7 +150,7 @@ _shared = False
 
 @contextmanager
 def shared_work() -> Iterator[None]:
-    """In this block, all processes make the same calls, so that they can share the work of `split_on_host`."""
+    """In this block, all processes make the same calls, so that they can share the work by `host_part`."""
     global _shared
     _shared = count() > 1
     try:

@@ -10,9 +10,8 @@ import optuna
 from config import Config
 from evaluation.calibration import calibrate
 from evaluation.comparison import record_losses
-from model import build_model
+from model import initial_model
 from pipeline import Pipeline
-from scaling.randomness import seed_weights
 from trainer import Trainer
 
 STEPS = 20  # at which trials are compared while they run: shares of their epochs
@@ -64,11 +63,7 @@ def run_trial(data: Data, config: Config, trial: optuna.Trial | None = None) -> 
     spec, task = data.pipeline.model_spec, data.pipeline.task
     flags = {"hidden": list(config.model.hidden), "activation": config.model.activation}
     flags |= {} if config.model.dropout == -1 else {"dropout": config.model.dropout}
-    seed_weights(config.training.seed)
-    model = build_model(spec["names"], spec["args"] | flags)
-    for name, network in zip(spec["names"], getattr(model, "networks", [model]), strict=True):
-        if hasattr(network, "start_from"):
-            network.start_from(name.partition(":")[2], spec["args"].get("max_length", 0))
+    model = initial_model(spec["names"], spec["args"] | flags, config.training.seed)
     pipeline = Pipeline(model, task, data.pipeline.preprocessor, model_spec=spec)
     trainer = TrialTrainer(pipeline, config.training, replace(config.run, out="", resume=""))
     trainer.trial = trial

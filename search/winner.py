@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.comparison import compare_means, compare_models
+from evaluation.comparison import compare_means, compare_models, verdict
 from search.space import describe, with_params
 from search.trial import Data, run_trial
 
@@ -53,7 +53,8 @@ def compare_tests(result, other) -> list[str]:
     found = compare_models([run.pipeline.task for run in runs], values, targets, groups)
     decides, paired = next(iter(found.items()))
     low, high = paired.interval(0, 1)
-    said = "worse" if low > 0 else "better" if high < 0 else "the same as far as these rows can tell"
+    said = verdict(decides, paired, 0, 1)
+    said = said if said in ("better", "worse") else "the same as far as these rows can tell"
     return [
         f"On the test split, {names[0]} is {said}: {decides} {paired.values[0]:.4g} against {paired.values[1]:.4g} of "
         f"{names[1]} (difference {low:.2g} to {high:.2g}, {len(targets)} rows)."

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ PIECE = 0.02  # of the memory: rows that are read before they are written to dis
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
+@cache  # asked for each column of each request
 def memory() -> int:
     """Return the bytes of memory that this process may use: of the machine, its container and its `ulimit`."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30]
@@ -41,13 +43,19 @@ def is_large(size: int) -> bool:
     return size > LARGE * memory()
 
 
-def temporary_file(size: int):
-    """Return a file without a name, on a disk. Raises UserError if the disk has not enough space."""
+def folder_with_room(size: int, what: str, advice: str) -> str:
+    """Return a folder on a disk for a temporary file. Raises UserError, from `what` and `advice`, if it has not enough
+    space."""
     # /var/tmp is on disk, where /tmp can be in memory
     folder = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
     if size > shutil.disk_usage(folder).free:  # writing to a map would kill the process
-        raise UserError(f"{size:,} bytes are needed on disk, more than {folder} has: make room there.")
-    return tempfile.TemporaryFile(dir=folder)
+        raise UserError(f"{what}, more than {folder} has: {advice}.")
+    return folder
+
+
+def temporary_file(size: int):
+    """Return a file without a name, on a disk. Raises UserError if the disk has not enough space."""
+    return tempfile.TemporaryFile(dir=folder_with_room(size, f"{size:,} bytes are needed on disk", "make room there"))
 
 
 def on_disk(shape: tuple[int, ...], dtype) -> np.ndarray:
