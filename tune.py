@@ -142,12 +142,13 @@ def _finish(study, data, space: dict, table):
     from evaluation.report import command_line
     from search.page import write_page
     from search.space import default_params, with_params
-    from search.study import best_trials
+    from search.study import best_trials, remember_winner
     from search.winner import choose_winner, compare_tests
 
     default, ranked, out = default_params(data, space), best_trials(study), Path(data.config.run.out)
-    print(f"\nthe best of {len(ranked)} settings are trained again, with another seed", flush=True)
-    winner, finalists, sentence = choose_winner(data, [(t.params, t.value) for t in ranked], default, FINALISTS)
+    winner, finalists, sentence = remember_winner(
+        study, lambda: choose_winner(data, [(t.params, t.value) for t in ranked], default, FINALISTS)
+    )
     chosen = data.config if winner == default else with_params(data, winner)
     line = f"python train.py {command_line(chosen)}"
     print(f"{sentence}\n\n{line}\n", flush=True)

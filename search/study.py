@@ -6,6 +6,7 @@ import json
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,6 @@ def open_study(out: Path, storage: str, flags: dict, space: dict) -> optuna.Stud
         study = optuna.create_study(
             study_name=out.name,
             storage=backend,
-            sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10),
             pruner=optuna.pruners.PercentilePruner(SHARE, n_startup_trials=STARTUP, n_warmup_steps=WARMUP),
             load_if_exists=True,
         )
@@ -107,6 +107,14 @@ class Worker:
         return True
 
 
+def remember_winner(study: optuna.Study, choose: Callable[[], tuple]) -> list:
+    """Return the winner that the study remembers, or else the one that `choose` returns: a search that is interrupted
+    while the winner is tested must not choose another one, knowing the test."""
+    if "winner" not in study.user_attrs:
+        study.set_user_attr("winner", choose())
+    return study.user_attrs["winner"]
+
+
 @contextlib.contextmanager
 def first_to_finish(out: Path):
     """Yield whether this process is the first to come here: it finishes the search, the others leave it to it."""
@@ -128,10 +136,35 @@ def restart_lost_trials(study: optuna.Study, worker: Worker) -> list[optuna.tria
         if not worker.is_lost(trial, patience):
             running.append(trial)
             continue
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        if _tell(study, trial.number, state=optuna.trial.TrialState.FAIL):
             study.enqueue_trial(trial.params)
     return running
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial | int, value: float | None = None, state=None) -> bool:
+    """End a trial; return False if another process has ended it, which took this one for lost."""
+    try:
+        study.tell(trial, value, state)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # which of them depends on the moment
+        return False
+    return True
+
+
+def next_trial(study: optuna.Study, space: dict, trials: int, seed: int) -> optuna.Trial | None:
+    """Return a new trial; None if other processes have begun the last of `trials` (0 = no limit) meanwhile.
+
+    The seed and the number of trials so far decide what is drawn, so that a search can be repeated.
+    """
+    study.sampler = optuna.samplers.TPESampler(
+        multivariate=True, constant_liar=True, n_startup_trials=10, seed=seed + len(study.get_trials(deepcopy=False))
+    )
+    trial = study.ask(space)
+    running = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
+    earlier = len(finished(study)) + sum(other.number < trial.number for other in running)
+    if not trials or earlier < trials:
+        return trial
+    _tell(study, trial, state=optuna.trial.TrialState.FAIL)
+    return None
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -158,28 +191,29 @@ def search(
     if not study.get_trials(deepcopy=False):
         for params in first_params(data, space):
             study.enqueue_trial(params)
-    study.sampler.reseed_rng()
-    while True:
+    while "winner" not in study.user_attrs:  # the search is over when the winner is chosen
         running = restart_lost_trials(study, worker)
         if _is_over(study, len(running), trials, deadline, final):
             if not running:
                 return
             time.sleep(0.5)  # if another process fails, its trial is tried again
             continue
-        trial = study.ask(space)
+        trial = next_trial(study, space, trials, data.config.training.seed)
+        if trial is None:
+            continue
         trial.set_user_attr("worker", worker.name)
         try:
             value, _ = run_trial(data, with_params(data, trial.params), trial)
-            study.tell(trial, value)
+            _tell(study, trial, value)
         except optuna.TrialPruned:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            _tell(study, trial, state=optuna.trial.TrialState.PRUNED)
         except UserError:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            _tell(study, trial, state=optuna.trial.TrialState.FAIL)
             if trial.params == default:
                 raise
         except BaseException:  # interrupted: the setting is tried again when the search continues
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            study.enqueue_trial(trial.params)
+            if _tell(study, trial, state=optuna.trial.TrialState.FAIL):
+                study.enqueue_trial(trial.params)
             raise
         _print_progress(study, trial.number, data, trials, deadline)
 

@@ -37,7 +37,8 @@ class TrialTrainer(Trainer):
         step = STEPS * self.epoch // self.config.epochs
         if self.trial is None or step == STEPS * (self.epoch - 1) // self.config.epochs:
             return
-        self.trial.report(val[self.config.monitor], step)
+        value = val[self.config.monitor]
+        self.trial.report(-value if self.higher_is_better else value, step)
         if self.trial.should_prune():
             raise optuna.TrialPruned
 
