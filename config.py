@@ -6,7 +6,7 @@ Standard library only, so that --help, a typo and an impossible value are report
 import ast
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -265,17 +265,19 @@ class TrainConfig:
     """For regression: squared, absolute or Huber error. Classification always uses cross-entropy."""
     class_weights: bool = False
     """Weight the loss so that all classes count the same, however rare."""
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes."""
+    label_smoothing: float = -1.0
+    """Share of each label that is spread over all classes; -1 = 0.1 if images are the only input, and 0 for
+    all else."""
     optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop"] = "AdamW"
     """Optimizer of torch.optim."""
-    lr: Annotated[float, Search(5e-4, 2e-2, log=True)] = 3e-3
-    """Learning rate; OneCycleLR takes it as the peak."""
+    lr: Annotated[float, Search(5e-4, 2e-2, log=True)] = -1.0
+    """Learning rate; OneCycleLR takes it as the peak. -1 = 0.01 for a cnn alone, and 0.003 for all else."""
     weight_decay: Annotated[float, Search(1e-5, 0.5, log=True)] = 3e-4
     """L2 penalty on the weights (for AdamW, decoupled)."""
     momentum: float = 0.9
     """Momentum of SGD."""
     scheduler: Literal[
+        "auto",
         "none",
         "LambdaLR",
         "StepLR",
@@ -284,8 +286,9 @@ class TrainConfig:
         "CosineAnnealingLR",
         "ReduceLROnPlateau",
         "OneCycleLR",
-    ] = "CosineAnnealingLR"
-    """Learning rate schedule, by torch's names; LambdaLR is lr / (1 + gamma · epoch)."""
+    ] = "auto"
+    """Learning rate schedule, by torch's names; LambdaLR is lr / (1 + gamma · epoch); auto = OneCycleLR for a cnn
+    alone, and CosineAnnealingLR for all else."""
     warmup: int = 0
     """Epochs in which the learning rate rises from zero, before the scheduler starts."""
     step_size: int = 10
@@ -308,8 +311,8 @@ class TrainConfig:
     monitor: str = "loss"
     """Validation metric that selects the best epoch: loss, or a metric such as accuracy, roc_auc, f1, rmse, mae, r2.
     Unless it is accuracy, a rare class of two gets a decision threshold below 0.5, which suits F1."""
-    patience: int = 16
-    """Stop after this many epochs without improvement; 0 = never."""
+    patience: int = -1
+    """Stop after this many epochs without improvement; 0 = never; -1 = never for a cnn alone, and 16 for all else."""
     seed: int = 0
     """Seed of the split, the initial weights, the order of the rows, and dropout."""
 
@@ -317,10 +320,12 @@ class TrainConfig:
         _as_tuples(self)
         _check(self.epochs >= 1 or self.epochs == -1, f"--epochs must be a number from 1 up, not {self.epochs}.")
         _within(self, step_size=(1, INF), accumulate=(1, INF), warmup=(0, INF), lr_patience=(0, INF))
-        _within(self, patience=(0, INF), seed=(0, 2**32 - 1), weight_decay=(0, INF), gamma=(0, INF))
+        _within(self, patience=(-1, INF), seed=(0, 2**32 - 1), weight_decay=(0, INF), gamma=(0, INF))
         _within(self, time_budget=(0, INF))
-        _within(self, min_lr=(0, INF), clip_norm=(0, INF), momentum=(0, 0.9999), label_smoothing=(0, 0.99))
-        _check(0 < self.lr < INF, f"--lr must be a number above 0, not {self.lr}.")
+        _within(self, min_lr=(0, INF), clip_norm=(0, INF), momentum=(0, 0.9999))
+        _check(0 < self.lr < INF or self.lr == -1, f"--lr must be a number above 0, not {self.lr}.")
+        smooths = 0 <= self.label_smoothing <= 0.99 or self.label_smoothing == -1
+        _check(smooths, f"--label-smoothing must be from 0 to 0.99, not {self.label_smoothing}.")
         leaves = self.epochs == -1 or self.warmup < self.epochs
         _check(leaves, f"--warmup {self.warmup} leaves no epoch of --epochs {self.epochs}.")
         milestones = list(self.milestones)
@@ -328,6 +333,11 @@ class TrainConfig:
             milestones == sorted(set(milestones)) and all(m > self.warmup for m in milestones),
             f"--milestones must be epochs after the warm-up, in rising order, not {' '.join(map(str, milestones))}.",
         )
+
+    def settled(self, recipe: dict) -> "TrainConfig":
+        """Return the flags with values in place of -1 and auto: those of a `RECIPE` of a network, or the usual ones."""
+        usual = {"lr": 3e-3, "scheduler": "CosineAnnealingLR", "label_smoothing": 0.0, "patience": 16} | recipe
+        return replace(self, **{name: x for name, x in usual.items() if getattr(self, name) in (-1, "auto")})
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backbones.huggingface import Pretrained, PretrainedImage
+from backbones.image import CNN
 from backbones.layers import ACTIVATIONS, Dropout
 from backbones.lite0 import Lite0
 from backbones.text import NGramBag, Transformer
@@ -197,63 +198,6 @@ def quantile_bins(numbers: Tensor) -> list[list[float]]:
         apart = values.diff(prepend=values[:1] - 1) > 1e-5 * (values[-1] - values[0])
         distinct.append(values[apart].tolist())
     return [each if len(each) > 1 else [each[0], each[0] + 1] for each in distinct]
-
-
-class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut around them (He et al., "Deep Residual Learning", 2015)."""
-
-    def __init__(self, width_in: int, width: int, stride: int, activation: str, batch_norm: bool):
-        super().__init__()
-
-        def conv(i: int, o: int, kernel: int, stride: int) -> nn.Sequential:
-            layers = [nn.Conv2d(i, o, kernel, stride, kernel // 2, bias=not batch_norm)]
-            return nn.Sequential(*layers, *([nn.BatchNorm2d(o)] if batch_norm else []))
-
-        self.body = nn.Sequential(conv(width_in, width, 3, stride), ACTIVATIONS[activation](), conv(width, width, 3, 1))
-        same = width_in == width and stride == 1
-        self.shortcut = nn.Identity() if same else conv(width_in, width, 1, stride)
-        self.activation = ACTIVATIONS[activation]()
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, width_in, H, W) → (N, width, H / stride, W / stride)
-        return self.activation(self.body(x) + self.shortcut(x))
-
-
-class CNN(nn.Module):
-    """Compact residual network: a stage for each number in `hidden`, each with half the resolution of the one before,
-    then the mean over the image, dropout, and a linear layer. Large images are first reduced to about 32 pixels."""
-
-    HIDDEN = (32, 64, 128)
-
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        image_size: int,
-        out_features: int,
-        hidden: list[int],
-        activation: str,
-        batch_norm: bool,
-        dropout: float,
-    ):
-        super().__init__()
-        halvings = max(0, round(math.log2(image_size / 32)))
-        strides = [2] * halvings or [1]
-        widths = [in_channels] + [hidden[0]] * len(strides)
-        stem = [nn.Conv2d(widths[i], widths[i + 1], 3, stride, 1) for i, stride in enumerate(strides)]
-        stages = [
-            ResidualBlock(hidden[max(0, i - 1)], width, 1 if i == 0 else 2, activation, batch_norm)
-            for i, width in enumerate(hidden)
-        ]
-        self.layers = nn.Sequential(*stem, *stages)
-        self.width = hidden[-1]
-        self.head = nn.Sequential(Dropout(dropout), nn.Linear(self.width, out_features))
-        self.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPUs and GPUs
-
-    def features(self, image: Tensor) -> Tensor:
-        return self.layers(image.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
-
-    def forward(self, image: Tensor) -> Tensor:  # (N, in_channels, H, W) → (N, out_features)
-        return self.head(self.features(image))
 
 
 class JointNetwork(nn.Module):

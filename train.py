@@ -193,7 +193,7 @@ def assemble(splits, config: Config):
     from task import Task
 
     training = config.training
-    options = {"class_weights": training.class_weights, "label_smoothing": training.label_smoothing}
+    options = {"class_weights": training.class_weights, "label_smoothing": max(0, training.label_smoothing)}
     options["form"] = splits.config.column_formats().get(splits.target, "")
     task = Task.fit(splits.train[splits.target], splits.kind, loss=training.loss, **options)
     names = resolve_names(config.model.model)
@@ -203,6 +203,8 @@ def assemble(splits, config: Config):
     data = data_settings(replace(splits.config, tokenizer=_tokenizer(names, config)), names, settled.freeze)
     splits, preprocessor, encoded = fit_splits(splits, data, task, text_ids=read_ids_of_texts(names))
     model, model_spec = _build_network(preprocessor, encoded[0], task, names, config)
+    if task.classes:
+        task = replace(task, label_smoothing=training.settled(getattr(model, "RECIPE", {})).label_smoothing)
     splits.notes.extend(advise(**model_spec, rows=len(splits.train)))
     rows = evenly_spaced(torch.arange(len(splits.train)), PROFILE_ROWS)
     sample = {name: take(part, rows) for name, part in encoded[0].items()}

@@ -29,10 +29,11 @@ from scaling.randomness import generator_state, seed_all, seed_batch, set_genera
 # (measured with `python benchmarks/training_speed.py --threads`).
 ALL_THREADS_FROM = 300e6
 PLANNED_EPOCHS = (8, 60)  # at least and at most; in between as many as PLANNED_WORK pays for
-PLANNED_WORK = 1.3e12  # floating point operations of all forward passes in training
+PLANNED_WORK = 1.3e12  # floating point operations of all forward passes in training, unless the network has its own
 SAVE_SECONDS = 1.0  # between saves: short epochs share one, so a kill loses at most this much work
 SAVE_SHARE = 0.03  # for large weights, save less often: at most this share of the time
 SAVE_SECONDS_IN_EPOCH = 120.0  # long epochs are saved in between as well
+CYCLE_END = 0.8  # share of the epochs of OneCycleLR after which one can be the best
 CHECK_EVERY = 100  # batches between two looks at the loss on an accelerator: each look waits for the device
 
 
@@ -92,8 +93,9 @@ class Trainer:
 
     def __init__(self, pipeline, config: TrainConfig, run: RunConfig | None = None):
         run = run or RunConfig()
-        self.pipeline, self.task, self.config = pipeline, pipeline.task, config
+        self.pipeline, self.task = pipeline, pipeline.task
         self.model = pipeline.to(run.device).model
+        self.config = config = config.settled(getattr(self.model, "RECIPE", {}))
         self.device = pipeline.device
         self.higher_is_better = self.task.higher_is_better(config.monitor)
         self.optimizer = build_optimizer(self.model, config)
@@ -242,7 +244,9 @@ class Trainer:
         lr, samples, value = self.optimizer.param_groups[0]["lr"], self.samples, val[self.config.monitor]
         self.epoch, self.next_batch, self.samples = self.epoch + 1, 0, 0
         self.loss_sum.zero_()
-        if value > self.best["value"] if self.higher_is_better else value < self.best["value"]:
+        # A cycle ends with small steps: weights of before are noisy, and one of them is the best by luck alone.
+        ends_cycle = self.config.scheduler == "OneCycleLR" and self.epoch == round(CYCLE_END * self.config.epochs)
+        if (value > self.best["value"] if self.higher_is_better else value < self.best["value"]) or ends_cycle:
             weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
             self.best = {"epoch": self.epoch, "value": value, "state_dict": weights}
         self._step_scheduler(self.epoch, value)
@@ -360,7 +364,8 @@ class Trainer:
                 epochs = min(least, most)
                 self.batches = min(self.batches, max(1, int((left / epochs - an_evaluation) / a_batch)))
         elif epochs == -1:
-            epochs = min(most, max(least, int(PLANNED_WORK / (work * self.batches))))
+            planned_work = getattr(self.model, "PLANNED_WORK", PLANNED_WORK)
+            epochs = min(most, max(least, int(planned_work / (work * self.batches))))
         epochs, self.batches = from_main(lambda: (epochs, self.batches))  # speed differs between processes
         self.config = replace(config, epochs=max(epochs, config.warmup + 1))
         if config.epochs == -1 and not self.history:

@@ -1,5 +1,7 @@
 """Encoders of Hugging Face for texts and images, if the `transformers` library is installed: --model hf:NAME."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,6 +78,7 @@ class PretrainedImage(Encoder):
     """
 
     INPUT, MAX_LR = "image", 1e-4
+    RECIPE: ClassVar = {"label_smoothing": 0.1}
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ import hashlib
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ class Lite0(Backbone):
     """EfficientNet-lite0 and a head on the mean of its last features. Small images are enlarged to LEAST pixels."""
 
     INPUT, MAX_SIZE, LEAST = "image", 224, 128  # trained with images of 224 pixels
+    RECIPE: ClassVar = {"label_smoothing": 0.1}
 
     def __init__(
         self,

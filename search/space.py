@@ -1,7 +1,7 @@
 """What tune.py tries for each flag that the networks read."""
 
 import inspect
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import get_type_hints
 
 import optuna
@@ -34,16 +34,15 @@ def _distribution(search: Search, name: str, data: Data) -> optuna.distributions
     if search.choices:
         return optuna.distributions.CategoricalDistribution(search.choices)
     if name == "epochs":  # fewer than planned: noisy data are learned by heart in many
-        least = min(FEWEST_EPOCHS, data.epochs)
-        return optuna.distributions.IntDistribution(least, data.epochs, log=True)
+        least = min(FEWEST_EPOCHS, data.planned.epochs)
+        return optuna.distributions.IntDistribution(least, data.planned.epochs, log=True)
     return optuna.distributions.FloatDistribution(search.low, search.high, log=search.log)
 
 
 def default_params(data: Data, space: dict) -> dict:
     """Return the point of the search space that stands for the default flags."""
-    values = {"hidden": 1.0, "epochs": data.epochs, "dropout": data.pipeline.model_spec["args"].get("dropout", 0.0)}
-    flags = data.config.to_dict()
-    flags = flags["model"] | flags["training"] | values
+    values = {"hidden": 1.0, "dropout": data.pipeline.model_spec["args"].get("dropout", 0.0)}
+    flags = asdict(data.config.model) | asdict(data.planned) | values
     return {name: flags[name] for name in space}
 
 
@@ -51,7 +50,7 @@ def first_params(data: Data, space: dict) -> list[dict]:
     """Return the settings that are tried before the search learns from trials: the default, and some that are often
     better on noisy data, on smooth data, and on few rows."""
     default = default_params(data, space)
-    shorter, least = round(0.4 * data.epochs), min(FEWEST_EPOCHS, data.epochs)
+    shorter, least = round(0.4 * data.planned.epochs), min(FEWEST_EPOCHS, data.planned.epochs)
     often_good = [
         {"epochs": max(least, shorter), "dropout": 0.3, "weight_decay": 0.1},
         {"hidden": 2.0, "dropout": 0.2, "lr": 2e-3},

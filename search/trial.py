@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import optuna
 
-from config import Config
+from config import Config, TrainConfig
 from evaluation.calibration import calibrate
 from evaluation.comparison import record_losses
 from model import initial_model
@@ -24,7 +24,7 @@ class Data:
     pipeline: Pipeline
     loaders: tuple
     config: Config
-    epochs: int  # planned for the default flags
+    planned: TrainConfig  # the default flags, with what follows from the network and the records
 
 
 class TrialTrainer(Trainer):
@@ -42,16 +42,16 @@ class TrialTrainer(Trainer):
         if self.trial.should_prune():
             raise optuna.TrialPruned
 
-    def planned_epochs(self, loaders: tuple) -> int:
+    def plan(self, loaders: tuple) -> TrainConfig:
         with self._session(*loaders[:2]):
-            return self.config.epochs
+            return self.config
 
 
 def prepare(pipeline: Pipeline, loaders: tuple, config: Config) -> Data:
     """Plan the epochs of the default flags for records that `train.assemble` has encoded."""
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = TrialTrainer(pipeline, config.training, replace(config.run, out=""))
-        return Data(pipeline, loaders, config, trainer.planned_epochs(loaders))
+        return Data(pipeline, loaders, config, trainer.plan(loaders))
 
 
 def run_trial(data: Data, config: Config, trial: optuna.Trial | None = None) -> tuple[float, np.ndarray]:

@@ -117,7 +117,7 @@ def test_frozen_features_are_computed_once_and_the_encoder_stays(tmp_path, photo
     assert run.test["accuracy"] == 1.0 and len(run.history) == 12
     assert sum(counted) < 6 * 27  # once, and for the plan, the test and the self-checks of saves: not in each epoch
     assert run.pipeline.preprocessor.lone.augment == "none"
-    groups = build_optimizer(run.pipeline.model, TrainConfig()).param_groups
+    groups = build_optimizer(run.pipeline.model, TrainConfig().settled({})).param_groups
     assert sum(p.numel() for group in groups for p in group["params"]) == 1281
 
 
@@ -176,7 +176,7 @@ def test_fine_tuning_trains_the_encoder_with_a_lower_rate(small_weights):
     assert head["lr"] == 3e-3 and encoder["lr"] == Lite0.MAX_LR < 3e-3
     assert parameter_groups(model, 1e-5)[1]["lr"] == 1e-5  # never more than --lr
     assert sum(map(len, (head["params"], encoder["params"]))) == len(list(model.parameters()))
-    config = TrainConfig(scheduler="OneCycleLR", epochs=2, optimizer="SGD")
+    config = TrainConfig(scheduler="OneCycleLR", epochs=2, optimizer="SGD").settled({})
     optimizer = build_optimizer(model, config)
     build_lr_scheduler(optimizer, config, steps_per_epoch=5)
     assert [group["max_lr"] for group in optimizer.param_groups] == [3e-3, Lite0.MAX_LR]
