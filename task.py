@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -273,10 +273,14 @@ class Task:
         return values if self.kind == "multiclass" else values[:, -1]
 
     def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return {"loss": …, metric: …} over all records at once, so that the batch size cannot change them."""
+        """Return {"loss": …, metric: …} over all records at once, so that the batch size cannot change them.
+
+        The loss is without label smoothing, which is for training alone.
+        """
         collection = self.metrics()
         collection.update(self.metric_inputs(logits), self.decode(targets))
-        return {"loss": float(self.loss(logits, targets)), **self.compute_metrics(collection)}
+        loss = replace(self, label_smoothing=0.0).loss(logits, targets)
+        return {"loss": float(loss), **self.compute_metrics(collection)}
 
     @staticmethod
     def compute_metrics(metrics) -> dict[str, float]:

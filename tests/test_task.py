@@ -210,6 +210,15 @@ def test_smoothed_and_weighted_loss_is_the_weighted_smoothed_loss():
     assert torch.allclose(task.loss(logits, labels), (each * torch.tensor(task.class_weights)[labels]).mean())
 
 
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_smoothing_is_for_training_alone(kind):
+    plain, smooth = make_task(kind), make_task(kind, label_smoothing=0.1)
+    logits, targets = torch.randn(8, plain.out_features), torch.tensor([0, 1] * 4)
+    targets = targets if kind == "multiclass" else targets.float()
+    assert smooth.loss(logits, targets) != plain.loss(logits, targets)
+    assert smooth.evaluate(logits, targets) == plain.evaluate(logits, targets)
+
+
 TABLES = {
     "regression": [0.25 * i for i in range(40)],
     "integers": list(range(40)),

@@ -90,6 +90,24 @@ def test_overfits_32_samples(name, kind, monkeypatch):
     assert trainer.evaluate(loader)["loss"] < 0.01
 
 
+def test_a_network_has_a_recipe_and_flags_win():
+    usual = make_trainer(patience=-1).config
+    assert (usual.lr, usual.scheduler, usual.patience) == (3e-3, "CosineAnnealingLR", 16)
+    args = ARGS | {"in_channels": 3, "image_size": 8, "out_features": 1, "dropout": 0.1}
+    own = make_trainer(model=build_model(["cnn"], args), patience=-1, lr=0.5).config
+    assert (own.lr, own.scheduler, own.patience) == (0.5, "OneCycleLR", 0)
+    joint = make_trainer(model=build_model(["mlp", "cnn"], args)).config
+    assert joint.scheduler == "CosineAnnealingLR"
+
+
+def test_the_best_epoch_of_a_cycle_is_one_of_its_last(monkeypatch):
+    losses = iter([0.1, 0.2, 0.9, 0.5, 0.6])
+    trainer = make_trainer(scheduler="OneCycleLR", epochs=5)
+    monkeypatch.setattr(trainer, "evaluate", lambda loader: {"loss": next(losses)})
+    trainer.fit(*loaders())
+    assert trainer.best["epoch"] == 4
+
+
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "softmax", "gelu", "silu", "leaky_relu"])
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_every_activation_learns(activation, batch_norm):
