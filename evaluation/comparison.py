@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from evaluation.calibration import calibrate
 from evaluation.intervals import draw_weights, weighted_metrics
 
 LEVEL = 0.05  # of a false alarm among all pairs of models
@@ -107,6 +108,25 @@ def record_losses(task, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
     if task.kind == "regression":
         return (values[:, 0] - targets) ** 2
     return -np.log(values[np.arange(len(targets)), targets].clip(1e-6))
+
+
+def validation_losses(trainer, loader) -> np.ndarray:
+    """Return the loss of each record of a validation loader, (N,), with probabilities calibrated on it."""
+    logits, targets = trainer.logits(loader)
+    task = calibrate(trainer.task, logits, targets, trainer.config.monitor)
+    return record_losses(task, task.activate(logits).numpy(), task.decode(targets).numpy())
+
+
+def compare_networks(first: tuple, second: tuple, names: tuple[str, str]) -> tuple[bool, str]:
+    """Return whether the second (trainer, validation loader) has the lower mean loss, and a sentence with both."""
+    losses = [float(validation_losses(*each).mean()) for each in (first, second)]
+    kept = losses[1] < losses[0]
+    classifies = bool(first[0].task.classes)
+    low, high = (f"{x if classifies else math.sqrt(x):.4g}" for x in sorted(losses))
+    return kept, (
+        f"On the validation split, {names[kept]} is better than {names[not kept]}, and is kept: "
+        f"{'log-loss' if classifies else 'RMSE'} {low} against {high}."
+    )
 
 
 def mcnemar(right: np.ndarray, other: np.ndarray) -> float:

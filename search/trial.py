@@ -8,8 +8,7 @@ import numpy as np
 import optuna
 
 from config import Config, TrainConfig
-from evaluation.calibration import calibrate
-from evaluation.comparison import record_losses
+from evaluation.comparison import validation_losses
 from model import initial_model
 from pipeline import Pipeline
 from trainer import Trainer
@@ -70,10 +69,8 @@ def run_trial(data: Data, config: Config, trial: optuna.Trial | None = None) -> 
     trainer.trial = trial
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # epochs, and their bar
         trainer.fit(*data.loaders[:2])
-    logits, targets = trainer.logits(data.loaders[1])
-    task = calibrate(task, logits, targets, config.training.monitor)
-    losses = record_losses(task, task.activate(logits).numpy(), task.decode(targets).numpy())
+    losses = validation_losses(trainer, data.loaders[1])
     if config.training.monitor == "loss":
         return float(losses.mean()) ** (0.5 if task.kind == "regression" else 1.0), losses
-    value = task.evaluate(logits, targets)[config.training.monitor]
+    value = trainer.evaluate(data.loaders[1])[config.training.monitor]
     return (-value if trainer.higher_is_better else value), losses

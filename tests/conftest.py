@@ -183,3 +183,9 @@ def close(a: dict, b: dict) -> bool:
     if "probabilities" not in a:
         return a["prediction"] == pytest.approx(b["prediction"], abs=1e-5, rel=1e-6)
     return a["prediction"] == b["prediction"] and a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-6)
+
+
+@pytest.fixture(autouse=True)
+def lite0_is_not_tried(monkeypatch):
+    """Small images are used by tests that are about something else."""
+    monkeypatch.setattr("backbones.settings.has_weights", lambda: False)

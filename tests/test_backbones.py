@@ -1,6 +1,7 @@
 """Pretrained backbones: frozen or fine-tuned, the same predictions everywhere, and no need for their source later."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,8 @@ from torch import nn
 import backbones.lite0 as lite0
 from backbones.lite0 import Lite0, MBConv, efficientnet_lite0
 from backbones.pretrained import Backbone, ImageInput, cache_features, parameter_groups
-from config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from backbones.settings import tries_lite0
+from config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from dataloader import TensorBatches, make_loader
 from errors import UserError
 from export import Options, export
@@ -23,7 +25,7 @@ from model import build_model
 from pipeline import Pipeline
 from preprocessing.ragged import Ragged
 from task import Task
-from train import resume_config
+from train import resume_config, train
 from trainer import Trainer, build_lr_scheduler, build_optimizer
 
 FROZEN, TUNED = ModelConfig(model="lite0", freeze=True), ModelConfig(model="lite0", fine_tune=True)
@@ -270,3 +272,46 @@ def test_cached_features_stand_in_for_texts_of_different_lengths():
         features = dataset[i][0]["text"]
         assert torch.equal(features.argsort(descending=True)[0], torch.tensor(max(row, key=row.count) - 1)) or i == 3
         assert torch.allclose(features, model.features_of(torch.tensor([row]))[0], atol=1e-6)
+
+
+# ---------------------------------------------------------------- the choice for few photos
+
+
+def try_both(out, photos, monkeypatch, better: str, **model):
+    """Train with the default network, where one of the two is better on the validation split."""
+    monkeypatch.setattr("backbones.settings.has_weights", lambda: True)
+    losses = {"Lite0": [0.1 if better == "lite0" else 0.9], "CNN": [0.5]}
+    monkeypatch.setattr(
+        "evaluation.comparison.validation_losses", lambda trainer, _: np.array(losses[type(trainer.model).__name__])
+    )
+    return image_run(out, photos, ModelConfig(hidden=(8, 8), **model), epochs=2)
+
+
+@pytest.mark.parametrize("better", ["lite0", "cnn"])
+def test_few_photos_get_the_network_that_is_better_on_the_validation_split(
+    better, photos, tmp_path, monkeypatch, capsys
+):
+    run = try_both(tmp_path / "run", photos, monkeypatch, better)
+    assert f"{better} is better than" in capsys.readouterr().out
+    assert Pipeline.load(tmp_path / "run" / "best.pt").model_spec["names"] == [better]
+    before = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert before["config"]["model"]["model"] == (["lite0"] if better == "lite0" else ["auto"])
+    alone = image_run(tmp_path / "alone", photos, FROZEN if better == "lite0" else ModelConfig(hidden=(8, 8)), epochs=2)
+    assert fingerprint(alone.out) == fingerprint(run.out)  # as if it had been asked for
+    config = resume_config(str(tmp_path / "run" / "last.pt"))
+    train(config.data, config.model, config.training, config.run)
+    assert "is complete, and stays as it is" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == before
+
+
+def test_flags_that_name_the_network_or_the_time_decide(photos, tmp_path, monkeypatch, capsys):
+    try_both(tmp_path / "cnn", photos, monkeypatch, "lite0", model="cnn")
+    assert "is better than" not in capsys.readouterr().out
+    few = replace(DataConfig(), data=str(photos))
+    config = Config(few, ModelConfig(), TrainConfig(time_budget=3), RunConfig())
+    args = {"in_channels": 3}
+    assert not tries_lite0(config, ["cnn"], args, 100)
+    config = replace(config, training=TrainConfig())
+    assert tries_lite0(config, ["cnn"], args, 100)
+    assert not tries_lite0(config, ["cnn"], args, 10**5) and not tries_lite0(config, ["cnn"], {"in_channels": 1}, 100)
+    assert not tries_lite0(config, ["tabm", "cnn"], args, 100)

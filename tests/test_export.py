@@ -235,3 +235,13 @@ def test_a_text_that_is_empty_in_the_first_records_is_exported(tmp_path):
     run.pipeline.examples[:2] = [record | {"note": ""} for record in run.pipeline.examples[:2]]
     serialized = export_module.make_onnx(run.pipeline).SerializeToString()
     export_module.check(run.pipeline, serialized)
+
+
+def test_codes_are_exported(tmp_path):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"code": random.integers(100, 112, 1000), "size": random.normal(0, 1, 1000)})
+    table["y"] = (table["code"] * 7919 % 13) + table["size"]
+    run = quick_run(tmp_path / "run", table, data=DataConfig(target="y"))
+    assert len(run.pipeline.model_spec["args"]["levels"][0]) == 12
+    export(Options(str(tmp_path / "run" / "best.pt"), str(tmp_path / "model.onnx")))
+    assert_same_predictions(tmp_path / "model.onnx", run.pipeline, table.drop(columns="y").tail(50))

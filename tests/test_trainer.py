@@ -14,10 +14,11 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 import progress
+from backbones.embeddings import NumberEmbedding, frequent_values, quantile_bins
 from config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dataloader import make_loader
 from errors import UserError
-from model import MODELS, Dropout, NGramBag, NumberEmbedding, build_model, quantile_bins
+from model import MODELS, Dropout, NGramBag, build_model
 from pipeline import Pipeline
 from preprocessing import Preprocessor
 from preprocessing.image import ImageColumn
@@ -403,6 +404,23 @@ def test_bins_are_never_as_narrow_as_rounding():
     numbers = torch.tensor([0.0, 0.25, 0.25000003, 1.0]).repeat(100)
     assert len(numbers.unique()) == 4
     assert len(quantile_bins(numbers[:, None])[0]) == 3
+
+
+def test_codes_have_frequent_values_and_other_numbers_have_none():
+    random = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 20, (1000,), generator=random).float()
+    columns = [codes, torch.randn(1000, generator=random), codes % 3, 1e-6 * codes, torch.full((1000,), 7.0)]
+    assert [len(values) for values in frequent_values(torch.stack(columns, dim=1))] == [20, 0, 0, 0, 0]
+    assert frequent_values(codes[:100, None]) == [[]]  # too few rows of each
+
+
+def test_a_code_has_a_vector_of_its_own():
+    embedding = NumberEmbedding([[0.0, 1.0], [0.0, 1.0, 2.0]], [[], [0.0, 1.0, 2.0]]).eval()
+    numbers = torch.tensor([[0.5, 1.0], [0.5, 2.0], [0.5, 1.5]])
+    before = embedding(numbers)
+    torch.nn.init.ones_(embedding.level_weight.data[0, 1])
+    changed = (embedding(numbers) - before).sum(dim=1)
+    assert before.shape == (3, embedding.width) and changed.tolist() == [embedding.WIDTH, 0, 0]
 
 
 def test_number_embeddings_are_piecewise_linear_and_bins_follow_the_quantiles():
