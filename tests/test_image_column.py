@@ -14,6 +14,7 @@ from PIL import Image
 
 import preprocessing.pixels as pixels_module
 from config import DataConfig, from_plain
+from dataloader import load_splits
 from errors import BrokenRecords, UserError
 from preprocessing.augmentation import STRENGTHS, Augmentation, contact_sheet, flip_is_harmless, make_augmentation
 from preprocessing.column import Cells
@@ -130,6 +131,14 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(UserError, match=r"good\.png: refused, it has more pixels"):
             read_pixels(str(tmp_path / "good.png"), 8, 3)
+
+
+def test_a_table_of_bytes_needs_no_flag(photos):
+    """In a notebook: the cells are no text, and nothing tries to read them as such."""
+    table = pd.DataFrame({"photo": photos.map(image_bytes), "y": ["a", "b"] * (len(photos) // 2)})
+    assert table["photo"].iloc[0].startswith(b"\x89PNG")
+    splits = load_splits(DataConfig(target="y"), 0, table)
+    assert len(splits.train) and isinstance(splits.train["photo"].iloc[0], bytes)
 
 
 def test_paths_bytes_and_data_urls_are_the_same_image(photos):
