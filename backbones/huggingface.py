@@ -107,7 +107,7 @@ class PretrainedImage(Encoder):
         side = self.prepare.size
         try:
             with torch.inference_mode():
-                self(torch.zeros(1, 3, side, side))
+                self.eval()(torch.zeros(1, 3, side, side))
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             why = str(error).splitlines()[0]
             raise UserError(f"--model hf:{name} does not read images of {side} × {side} pixels ({why}).") from None
