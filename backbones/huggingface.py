@@ -17,7 +17,7 @@ def build_encoder(config: dict) -> nn.Module:
         from transformers import AutoConfig, AutoModel
     except ImportError:
         raise UserError("this model needs another library: pip install transformers.") from None
-    return AutoModel.from_config(AutoConfig.for_model(**config))
+    return AutoModel.from_config(AutoConfig.for_model(**config)).float()  # some are stored in half precision
 
 
 class Encoder(Backbone):
@@ -92,11 +92,25 @@ class PretrainedImage(Encoder):
         freeze: bool,
     ):
         encoder = build_encoder(image_encoder["config"])
-        width = getattr(encoder.config, "hidden_size", 0) or encoder.config.hidden_sizes[-1]
+        width = getattr(encoder.config, "hidden_size", 0) or [0, *getattr(encoder.config, "hidden_sizes", [])][-1]
+        if not width:
+            kind = encoder.config.model_type
+            raise UserError(f"--model hf:NAME: {kind} cannot be used, its configuration has no hidden_size.")
         super().__init__(encoder, width, out_features=out_features, dropout=dropout, freeze=freeze)
         images = {name: value for name, value in image_encoder.items() if name != "config"}
         self.prepare = ImageInput(image_size=image_size, image_mean=image_mean, image_std=image_std, **images)
         self.has_class_token = any(name.endswith("cls_token") for name, _ in encoder.named_parameters())
+
+    def start_from(self, name: str, max_length: int = 0) -> None:
+        """Load the weights of a pretrained model. Raises UserError if it cannot read the images of its own file."""
+        super().start_from(name)
+        side = self.prepare.size
+        try:
+            with torch.inference_mode():
+                self.eval()(torch.zeros(1, 3, side, side))
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"--model hf:{name} does not read images of {side} × {side} pixels ({why}).") from None
 
     def encode(self, image: Tensor) -> Tensor:  # (N, 1 or 3, H, W) → (N, width)
         x = self.encoder(pixel_values=self.prepare(image)).last_hidden_state

@@ -71,6 +71,7 @@ class ImageInput(nn.Module):
         mode: str = "bicubic",
     ):
         super().__init__()
+        self.size = size
         self.resize = {"size": (size, size), "mode": mode, "align_corners": False} if size != image_size else {}
         image_mean, image_std, mean, std = (
             torch.tensor(values, device="cpu")[:, None, None] for values in (image_mean, image_std, mean, std)

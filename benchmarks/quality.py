@@ -1,8 +1,11 @@
-"""Compare the default settings of train.py with LightGBM, CatBoost, a linear model and a plain MLP.
+"""Compare the default settings of train.py with others: on tables with LightGBM, CatBoost, a linear model and a plain
+MLP, on images with a plain CNN and with frozen features of EfficientNet-lite0 and logistic regression.
 
   pip install -r requirements.txt -r benchmarks/requirements.txt
-  python benchmarks/quality.py                                     scikit-learn's tables and made-up ones
+  python benchmarks/quality.py                                     scikit-learn's data and made-up ones
   python benchmarks/quality.py --folder tables --cache results.jsonl    also each known csv of a folder
+  python benchmarks/quality.py images --folder pictures            scikit-learn's digits, made-up shapes, and each
+                                                                   folder in pictures/ with images in class folders
   python benchmarks/quality.py folder --folder tables --targets sales=price --seeds 0
   python benchmarks/quality.py titanic art_title --folder tables --cache results.jsonl --fresh ours
   python benchmarks/quality.py wide --ours-flags "--model mlp" --ours-flags "--dropout 0.3"
@@ -10,7 +13,7 @@
 All models get the same training, validation and test rows, and the kinds of columns that our preprocessor finds. The
 validation rows stop the training of trees and networks early, and choose the penalty of the linear model. Nothing else
 is tuned. The score is ROC AUC (binary), accuracy (multiclass) or RMSE (regression) on the test rows, the mean over the
-seeds. The normalised score is 0 for a guess that ignores the columns, and 1 for the best of the four peers.
+seeds. The normalised score is 0 for a guess that ignores the columns, and 1 for the best of the peers.
 
 --cache keeps one line per data set, seed and model: a rerun computes what is lacking, and what --fresh names. It does
 not notice that data or code have changed. --only limits what is computed; others are shown if the cache has them. The
@@ -42,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pandas as pd
+import quality_images
 import tyro
 from sklearn import datasets
 from sklearn.compose import ColumnTransformer
@@ -80,9 +84,13 @@ ALONE = {"art_title": ("art", "title"), "art_medium": ("art", "medium")}  # one 
 class Source:
     """Where a data set comes from."""
 
-    group: str  # sklearn, made-up or folder
+    group: str  # sklearn, made-up, folder or images
     config: DataConfig
     make: Callable[[], pd.DataFrame] | None = None  # returns the table, if no file holds it
+
+    @property
+    def peers(self) -> dict[str, Callable]:
+        return quality_images.PEERS if self.group == "images" else TABLE_PEERS
 
     def table(self) -> pd.DataFrame | None:
         return self.make() if self.make else None
@@ -95,6 +103,11 @@ def find_sources(folder: str, targets: dict[str, str]) -> dict[str, Source]:
     for make in (friedman, interactions, wide, imbalanced, missing, levels, heavy_tail, classes, tiny):
         share = 0.3 if make is tiny else DataConfig.test_split
         sources[make.__name__] = Source("made-up", DataConfig(target="target", test_split=share), make)
+    sources["digits_images"] = Source("images", DataConfig(data="digits"))
+    sources["shapes"] = Source("images", DataConfig(target="target", image="image"), quality_images.shapes)
+    for path in sorted(Path(folder).iterdir()) if folder else []:
+        if path.is_dir() and quality_images.has_images(path):
+            sources[path.name] = Source("images", DataConfig(data=str(path)))
     for path in sorted(Path(folder).glob("*.csv")) if folder else []:
         name = path.stem
         if name not in targets:
@@ -207,7 +220,11 @@ class Problem:
         kinds = {name: kind for name, (kind, _) in self.preprocessor.left_out.items() if kind != "drop"}
         # Texts that ours leaves out, because they differ in nearly every row; row numbers stay out.
         self.ids = [name for name, kind in kinds.items() if kind == "id" and Cells(records[name]).numbers is None]
-        self.frames = [self._read(part) for part in parts]
+        column = self.preprocessor.lone
+        self.pictures = None
+        if column and column.kind == "image":
+            self.pictures = quality_images.Pictures(column, parts)
+        self.frames = [] if self.pictures else [self._read(part) for part in parts]
         self.with_reduced_texts: list[pd.DataFrame] = []
         columns = len(self.preprocessor.columns) + len(kinds)
         self.shape = {"rows": sum(map(len, parts)), "columns": columns, "task": self.task.kind}
@@ -233,7 +250,7 @@ class Problem:
 
     def reduce_texts(self) -> list[pd.DataFrame]:
         """Return the tables with 100 numbers in place of each text."""
-        if not self.with_reduced_texts:
+        if self.frames and not self.with_reduced_texts:
             texts = named(self.frames[0], "text")
             parts = [[frame.drop(columns=texts)] for frame in self.frames]
             for name in texts:
@@ -338,7 +355,8 @@ def predict(model, inputs) -> np.ndarray:
     return model.predict_proba(inputs) if hasattr(model, "predict_proba") else model.predict(inputs)
 
 
-PEERS = {"lightgbm": lightgbm, "catboost": catboost, "linear": linear, "mlp": mlp}
+TABLE_PEERS = {"lightgbm": lightgbm, "catboost": catboost, "linear": linear, "mlp": mlp}
+PEERS = TABLE_PEERS | quality_images.PEERS
 
 # ---------------------------------------------------------------- ours
 
@@ -412,6 +430,8 @@ def collect(args: argparse.Namespace, sources: dict[str, Source]) -> pd.DataFram
     lacking: dict[tuple[str, int], list[str]] = {}
     for seed, name, model in itertools.product(args.seeds, args.data, args.models):
         family, result = model.split()[0], cached.get((name, seed, model))
+        if family in PEERS and family not in sources[name].peers:
+            continue
         if family in args.only and (family in args.fresh or not result):
             lacking.setdefault((name, seed), []).append(model)
         elif result:
@@ -461,8 +481,12 @@ def print_tables(results: pd.DataFrame, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", help="data sets, or groups of them: sklearn, made-up, folder; default: all")
-    parser.add_argument("--folder", default="", help="csv files of this folder are data sets, too")
+    parser.add_argument(
+        "data", nargs="*", help="data sets, or groups of them: sklearn, made-up, images, folder; default: all"
+    )
+    parser.add_argument(
+        "--folder", default="", help="csv files and folders of images in this folder are data sets, too"
+    )
     parser.add_argument("--targets", nargs="+", default=[], metavar="NAME=COLUMN", help="targets of these files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the splits and the models")
     parser.add_argument("--only", default="", metavar="MODEL,…", help=f"compute no others of ours, {', '.join(PEERS)}")
@@ -485,7 +509,11 @@ def main() -> None:
     for flags in args.ours_flags:
         parse(flags, Config())  # exits if they are wrong
     variants = [f"ours {' '.join(flags.split())}" for flags in args.ours_flags]
-    args.models = ["ours", *variants, *PEERS]
+    has_images = any(sources[name].group == "images" for name in args.data)
+    missing = quality_images.missing_peers() if has_images else {}
+    for model, how in missing.items():
+        print(f"{model} is left out: {how}", file=sys.stderr)
+    args.models = ["ours", *variants, *(model for model in PEERS if model not in missing)]
     print_tables(collect(args, sources), args)
 
 

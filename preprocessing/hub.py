@@ -55,7 +55,12 @@ def load_config(name: str):
 
 def reads_images(name: str) -> bool:
     """Return whether a model is an encoder of images; otherwise it reads texts, or is refused by `load_tokenizer`."""
-    return hasattr(load_config(name), "num_channels") and not hasattr(load_config(name), "vocab_size")
+    config = load_config(name)
+    if not hasattr(config, "num_channels"):
+        return False
+    from transformers import MODEL_MAPPING
+
+    return type(config) in MODEL_MAPPING and MODEL_MAPPING[type(config)].main_input_name == "pixel_values"
 
 
 def load_image_settings(name: str) -> dict:

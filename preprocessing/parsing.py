@@ -140,7 +140,10 @@ def without_words(table: pd.DataFrame, words: Collection[str]) -> pd.DataFrame:
 
 def to_text(values: pd.Series) -> pd.Series:
     """Return cells as stripped text, empty cells and words for a missing value as missing."""
-    text = values.astype("str").str.strip()
+    try:
+        text = values.astype("str").str.strip()
+    except UnicodeDecodeError:  # of bytes, such as those of an image
+        text = values.map(str).astype("str").str.strip()
     empty = text.isin(NULLS) | values.isna()
     return text.mask(empty) if empty.any() else text
 

@@ -27,9 +27,10 @@ from preprocessing.parsing import NULLS
 from scaling.device import count_cores
 from scaling.processes import gather_values, host_file, host_part, is_shared
 from sources.disk import folder_with_room, memory
+from sources.layout import IMAGE_ENDINGS, UNREAD_IMAGE_ENDINGS
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow reads some others with external programs
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+ENDINGS = IMAGE_ENDINGS
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # of FORMATS
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 DATA_URL = "data:image/"  # …png;base64,iVBOR…
@@ -66,7 +67,9 @@ def is_image(cell) -> bool:
     """Return whether a cell looks like an image, without opening it. A web address does not: it is not downloaded."""
     if isinstance(cell, bytes):
         return cell.startswith(SIGNATURES)
-    return is_data_url(cell) or (is_path(cell) and "://" not in str(cell) and str(cell).lower().endswith(ENDINGS))
+    return is_data_url(cell) or (
+        is_path(cell) and "://" not in str(cell) and str(cell).lower().endswith(ENDINGS + UNREAD_IMAGE_ENDINGS)
+    )
 
 
 def image_bytes(cell: str | bytes) -> bytes:
@@ -139,7 +142,23 @@ def open_image(cell: str | bytes) -> Image.Image:
     except UserError:
         raise
     except UNREADABLE as error:
+        if found := _unread_format(cell):
+            why = f"this is {'an' if found == 'AVIF' else 'a'} {found} image: convert it to JPEG or PNG."
+            raise UserError(_prefix(cell) + why) from None
         raise UserError(f"{_prefix(cell)}not a readable image ({type(error).__name__}).") from None
+
+
+def _unread_format(cell: str | bytes) -> str:
+    """Return HEIC or AVIF if the file says that it is one of these, otherwise ""."""
+    with contextlib.suppress(*UNREADABLE):
+        head = image_bytes(cell)[:64]
+        if head[4:8] == b"ftyp":  # brands of an ISO media file: the main one, a version, and compatible ones
+            brands = {head[i : i + 4] for i in range(8, min(len(head), int.from_bytes(head[:4])), 4)}
+            if brands & {b"avif", b"avis"}:
+                return "AVIF"
+            if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
+                return "HEIC"
+    return ""
 
 
 def _count_scans(image: Image.Image) -> int:

@@ -11,12 +11,13 @@ from pathlib import Path
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import UploadFile
 
-from errors import UserError
+from errors import BrokenRecords, UserError
 from pipeline import FORMAT
 from preprocessing.cleaning import replace_surrogates
 from serving import schema, uploads
-from serving.batching import MAX_PIXELS, Service
+from serving.batching import MAX_PIXELS, Model, Service
 from serving.guard import MAX_BODY, Guard
 
 
@@ -69,10 +70,26 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             if not all(uploads.is_cell(file, model) for file in files):
                 if len(files) > 1:
                     raise UserError(f"send one file of records per request, got {len(files)} files.")
-                answer = await uploads.predict_table(request, *files, service, model)
-                return Response(answer, media_type="application/json")
-            records = [{model.schema.lone.name: await file.read()} for file in files]
-        request_id, predictions, warnings = await service.predict(records, model)
+                text = await uploads.predict_table(request, *files, service, model)
+                return Response(text, media_type="application/json")
+            return await predict_files(files, model)
+        return answer(*await service.predict(records, model))
+
+    async def predict_files(files: list[UploadFile], model: Model) -> JSONResponse:
+        """Predict files that are a record each. Messages name the file."""
+        names = [replace_surrogates(file.filename or "") for file in files]
+        records = [{model.schema.lone.name: await file.read()} for file in files]
+        try:
+            request_id, predictions, warnings = await service.predict(records, model)
+        except BrokenRecords as error:
+            position, message = next(iter(error.messages.items()))
+            raise UserError(f"{names[position]}: {message}") from None
+        for name, prediction in zip(names, predictions, strict=True):
+            if "error" in prediction:
+                prediction["error"] = f"{name}: {prediction['error']}"
+        return answer(request_id, predictions, warnings)
+
+    def answer(request_id: str, predictions: list[dict], warnings: list[str]) -> JSONResponse:
         shown = schema.first_warnings(warnings, len(warnings))
         return JSONResponse({"id": request_id, "predictions": predictions} | ({"warnings": shown} if shown else {}))
 
@@ -114,10 +131,14 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
             raise UserError("targets: give at least one that is not null.")
         task = service.model.pipeline.task
         try:  # the prediction stands in for a target that is not known, so that errors name the right row
+            # An image that could not be read was not predicted, and has no error.
+            targets = [None if "error" in p else target for p, target in zip(predictions, targets, strict=True)]
+            guess = next(p for p in predictions if "error" not in p)
+            predictions = [guess if "error" in p else p for p in predictions]
             given = [p["prediction"] if t is None else t for p, t in zip(predictions, targets, strict=True)]
             errors = task.errors(predictions, given)
             errors = [None if t is None else error for t, error in zip(targets, errors, strict=True)]
-        except (LookupError, TypeError, AttributeError):
+        except (LookupError, TypeError, AttributeError, StopIteration):
             raise sqlite3.DatabaseError("the predictions under this id are damaged") from None
         service.log.add_targets(request_id, task.target, targets, errors)
 

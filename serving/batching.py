@@ -13,7 +13,7 @@ import pandas as pd
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
 
-from errors import UserError
+from errors import BrokenRecords, UserError
 from evaluation.drift import Profile
 from pipeline import Pipeline
 from preprocessing.pixels import Pixels
@@ -40,18 +40,27 @@ class Model:
         self.schema, self.profile = RecordSchema(self.pipeline), Profile(self.pipeline.profile)
         self.file_columns = [c for c in self.pipeline.preprocessor.columns if c.path_cells]
 
-    def decode(self, records: list[dict], first: int) -> list[dict]:
-        """Return records with their images decoded, so that no image holds up the thread of the model.
+    def decode(self, records: list[dict], first: int) -> tuple[list[dict], list[int], dict[int, str]]:
+        """Decode images, so that no image holds up the thread of the model. Return (records with their images decoded,
+        of those whose images can be read; their positions; position → what is wrong with an image of another one).
 
-        Raises UserError, naming the row, also for files that are small when compressed and huge when decoded.
+        Raises BrokenRecords if no record can be read, and UserError for files that are small when compressed and huge
+        when decoded.
         """
-        rows = pd.RangeIndex(first, first + len(records), name="row")
-        for column in self.file_columns:
-            values = pd.Series([record[column.name] for record in records], rows, name=column.name, dtype=object)
-            column.check_pixels(values, MAX_PIXELS)
-            decoded = [{column.name: Pixels(pixels)} for pixels in column.encode(values).numpy()]
-            records = [record | pixels for record, pixels in zip(records, decoded, strict=True)]
-        return records
+
+        def read(frame: pd.DataFrame) -> list[list[Pixels]]:
+            for name, values in frame.items():
+                columns[name].check_pixels(values, MAX_PIXELS)
+            return [list(map(Pixels, columns[name].encode(values).numpy())) for name, values in frame.items()]
+
+        columns = {column.name: column for column in self.file_columns}
+        cells = {name: pd.Series([record[name] for record in records], dtype=object) for name in columns}
+        frame = pd.DataFrame(cells).set_index(pd.RangeIndex(first, first + len(records), name="row"))
+        pixels, rows, broken = self.pipeline.preprocessor.encode_readable(frame, read)
+        if len(broken) == len(records):
+            raise BrokenRecords(broken)
+        decoded = [dict(zip(columns, cells, strict=True)) for cells in zip(*pixels, strict=True)]
+        return [records[i] | cells for i, cells in zip(rows, decoded, strict=True)], rows.tolist(), broken
 
     def add_recent(self, rows: int, counts: dict) -> None:
         """Add the counts of new records to the drift window, and drop the oldest ones."""
@@ -69,11 +78,20 @@ class Request:
     """Records of one client, the model that predicts them, and the future of the predictions."""
 
     records: list[dict]  # as they were sent
-    decoded: list[dict]
+    decoded: list[dict]  # those whose images can be read, if there are images
+    rows: list[int]  # their positions among all records
+    broken: dict[int, str]  # position → what is wrong with an image of the record
     model: Model
     future: asyncio.Future
     first: int  # number of the first record
     id: str
+
+    def with_broken(self, predictions: list[dict]) -> list[dict]:
+        """Return an answer for each record, from the predictions of those that can be read."""
+        found = dict(zip(self.rows, predictions, strict=True))
+        for i, message in self.broken.items():
+            found[i] = {"prediction": None, "error": message}
+        return [found[i] for i in range(len(self.records))]
 
 
 class Metrics:
@@ -175,16 +193,18 @@ class Service:
 
         model: the one that validated them (default: the current one).  first, request_id: for a chunk of a file, the
         number of its first row and the id of the chunks before.
-        Raises UserError for records that cannot be read, and HTTPException when the queue is full.
+        A record whose image cannot be read gets an `error` in place of a prediction.
+        Raises BrokenRecords if these are all records, UserError for others that cannot be read, and HTTPException when
+        the queue is full.
         """
         model = model or self.model
-        decoded = records
+        decoded, rows, broken = records, list(range(len(records))), {}
         if model.file_columns:
-            decoded = await asyncio.to_thread(model.decode, records, first)
+            decoded, rows, broken = await asyncio.to_thread(model.decode, records, first)
         if self.waiting and self.waiting + len(records) > MAX_QUEUE:
             raise HTTPException(503, "too many records are queued: try again in a second.", {"Retry-After": "1"})
         future = asyncio.get_running_loop().create_future()
-        request = Request(records, decoded, model, future, first, request_id or uuid.uuid4().hex)
+        request = Request(records, decoded, rows, broken, model, future, first, request_id or uuid.uuid4().hex)
         self.waiting += len(records)
         self.queue.append(request)
         self.arrived.set()
@@ -205,15 +225,21 @@ class Service:
 
     def _predict_one(self, request: Request) -> tuple[list[dict], list[str]] | Exception:
         try:
-            return _of_each([request], *self._predict(request.decoded, request.model, request.first))[0]
+            return _of_each([request], *self._predict(request.decoded, request.model, request))[0]
         except Exception as error:  # raised again in `predict`
             return error
 
-    def _predict(self, records: list[dict], model: Model, first: int = 1) -> tuple[list[dict], list[tuple[int, str]]]:
-        """Return the predictions, and (position of the record, what is unknown about a cell) of unknown cells."""
+    def _predict(
+        self, records: list[dict], model: Model, request: Request | None = None
+    ) -> tuple[list[dict], list[tuple[int, str]]]:
+        """Return the predictions, and (position of the record, what is unknown about a cell) of unknown cells.
+
+        request: the only one that the records belong to; errors then name rows as it counts them.
+        """
         pipeline, preprocessor = model.pipeline, model.pipeline.preprocessor
         frame = preprocessor.as_frame(records)
-        frame.index += first - 1
+        if request:
+            frame.index = [request.first + i for i in request.rows]
         parts, logits = pipeline.predict_logits(frame)
         predictions, unknown = pipeline.task.to_json(logits), preprocessor.unknown(frame, parts)
         for column, mask in unknown.items():
@@ -279,11 +305,11 @@ def _of_each(batch: list[Request], predictions: list[dict], unknown: list[tuple[
     """Return (predictions, warnings) of each request of a batch; warnings name rows as their request counts them."""
     results, start, unknown = [], 0, collections.deque(unknown)
     for request in batch:
-        end, warnings = start + len(request.records), []
+        end, warnings = start + len(request.decoded), []
         while unknown and unknown[0][0] < end:
             position, why = unknown.popleft()
-            warnings.append(f"row {request.first + position - start}, {why}")
-        results.append((predictions[start:end], warnings))
+            warnings.append(f"row {request.first + request.rows[position - start]}, {why}")
+        results.append((request.with_broken(predictions[start:end]), warnings))
         start = end
     return results
 

@@ -138,12 +138,15 @@ class Prediction(BaseModel):
     Of a model that was trained with --coverage, also a set of classes, or the ends of an interval.
     """
 
-    prediction: bool | float | str = Field(description="the predicted class, or the predicted number")
+    prediction: bool | float | str | None = Field(
+        description="the predicted class, or the predicted number; null if the image of the record cannot be read"
+    )
     probability: float = Field(None, description="probability of the predicted class")
     probabilities: dict[str, float] = Field(None, description="probability of each class")
     lower: float = Field(None, description="with --coverage: lower end of the interval around a number")
     upper: float = Field(None, description="with --coverage: upper end of the interval around a number")
     set: list[bool | float | str] = Field(None, description="with --coverage: the classes that the set holds")
+    error: str = Field(None, description="why the image of the record cannot be read, by file name or row")
     record: dict[str, Any] = Field(None, description="the cells of the file's row, with ?keep=true")
 
 

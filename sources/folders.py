@@ -10,7 +10,7 @@ import pandas as pd
 from errors import UserError
 from preprocessing.parsing import canonical
 from sources.encodings import HEAD, find_encoding, guess_note, reading
-from sources.layout import FILE, IMAGE_ENDINGS, LABEL, TEXT_ENDINGS, Layout
+from sources.layout import FILE, IMAGE_ENDINGS, LABEL, TEXT_ENDINGS, UNREAD_IMAGE_ENDINGS, Layout
 
 
 def read_text_file(path: str | Path, encoding: str = "", notes: list[str] | None = None) -> str:
@@ -49,13 +49,16 @@ def read_folder(folder: str | Path, notes: list[str], encoding: str = "") -> tup
     files = [(p, path.name) for path in classes for p in sorted(path.rglob("*")) if p.is_file()]
     images, texts = ([f for f in files if _is_wanted(f[0], endings)] for endings in (IMAGE_ENDINGS, TEXT_ENDINGS))
     wanted = images if len(images) >= len(texts) else texts
+    unread = sum(_is_wanted(path, UNREAD_IMAGE_ENDINGS) for path, _ in files)
+    hint = f"{unread} HEIC or AVIF images: convert them to JPEG or PNG" if unread else ""
     if not wanted:
         raise UserError(
             f"{folder}: no images and no texts in class folders. Expected {folder}/<class>/*.png "
-            f"(or {', '.join(IMAGE_ENDINGS[1:])}), or {folder}/<class>/*.txt."
+            f"(or {', '.join(IMAGE_ENDINGS[1:])}), or {folder}/<class>/*.txt.{hint and f' There are {hint}.'}"
         )
     if ignored := len(files) - len(wanted):
-        notes.append(f"{folder}: {ignored} files that are hidden or of another kind left out")
+        others = f"{folder}: {ignored} files that are hidden or of another kind left out"
+        notes.append(others + (f", among them {hint}" if hint else ""))
     seen = {"": "an empty cell"}
     for name in dict.fromkeys(name for _, name in wanted):
         if (same := seen.setdefault(canonical(name), repr(name))) != repr(name):
@@ -85,7 +88,9 @@ def find_files(source: str, layout: Layout) -> list[str] | None:
     Returns None if it names a table instead, or a file with one value per line. Raises UserError if nothing is found.
     """
     path = Path(source)
-    endings, what = (IMAGE_ENDINGS, "images") if layout.lone in layout.paths else (TEXT_ENDINGS, "texts")
+    endings, what = (TEXT_ENDINGS, "texts")
+    if layout.lone in layout.paths:  # each photo gets a row, if only to say that it cannot be read
+        endings, what = (IMAGE_ENDINGS + UNREAD_IMAGE_ENDINGS, "images")
     if path.is_dir():
         found = path.rglob("*")
     elif glob.has_magic(source) and not path.exists():
@@ -94,7 +99,8 @@ def find_files(source: str, layout: Layout) -> list[str] | None:
         return [source] if layout.lone in layout.paths and _is_wanted(path, endings) else None
     files = sorted(p for p in found if _is_wanted(p, endings))
     if not files:
-        raise UserError(f"{source}: no {what} ({', '.join(endings)}) found.")
+        shown = IMAGE_ENDINGS if what == "images" else TEXT_ENDINGS
+        raise UserError(f"{source}: no {what} ({', '.join(shown)}) found.")
     return [_as_text(p) for p in files]
 
 

@@ -9,6 +9,7 @@ from errors import UserError
 FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
            ".db": "log", **dict.fromkeys((".xlsx", ".xls", ".ods", ".xlsm", ".xlsb"), "sheet")}  # fmt: skip
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+UNREAD_IMAGE_ENDINGS = (".heic", ".heif", ".avif")  # photos of telephones: named as such where they are found
 TEXT_ENDINGS = (".txt",)
 FILE, LABEL = "file", "label"  # columns of the records in a folder
 AS_WRITTEN = "as written: "  # before the name of a column that a Layout keeps

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,11 @@ from conftest import TARGETS, assert_refused, command, mixed_csv, quick_run
 from test_export import assert_same_predictions
 from test_image_column import make_folder, picture
 from test_resume import fingerprint, interrupted_run
+from test_serve import client_of
 from torch import nn
 
 import backbones.lite0 as lite0
+import preprocessing.hub as hub
 from backbones.lite0 import Lite0, MBConv, efficientnet_lite0
 from backbones.pretrained import Backbone, ImageInput, cache_features, parameter_groups
 from backbones.settings import tries_lite0
@@ -23,6 +26,7 @@ from errors import UserError
 from export import Options, export
 from model import build_model
 from pipeline import Pipeline
+from preprocessing.hub import reads_images
 from preprocessing.ragged import Ragged
 from task import Task
 from train import resume_config, train
@@ -235,25 +239,60 @@ def test_any_batch_size_gives_the_same_features(kind, small_weights):
 # ---------------------------------------------------------------- Hugging Face
 
 
-@pytest.mark.parametrize("name", ["vit", "dinov2", "resnet", "convnextv2"])
-def test_an_encoder_of_images_from_a_folder(tmp_path, photos, name):
+def save_encoder(folder, name: str, dtype=torch.float32, **settings):
+    """Write a small random encoder of images as the hub has it; return it."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     stages = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "layer_type": "basic"}
-    config = transformers.AutoConfig.for_model(name, **(sizes if name in ("vit", "dinov2") else stages))
-    encoder = transformers.AutoModel.from_config(config)
-    encoder.save_pretrained(tmp_path / "hub")
-    settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "size": {"height": 28, "width": 28}}
-    (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps(settings | {"resample": 2}))
-    run = image_run(tmp_path / "run", photos, ModelConfig(model=f"hf:{tmp_path / 'hub'}", freeze=True), epochs=1)
+    config = transformers.AutoConfig.for_model(name, **(stages if name in ("resnet", "convnextv2") else sizes))
+    encoder = transformers.AutoModel.from_config(config).to(dtype)
+    encoder.save_pretrained(folder)
+    settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 2} | settings
+    settings = {"size": {"height": 28, "width": 28}} | settings
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return encoder
+
+
+@pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "fine-tuned"])
+@pytest.mark.parametrize("name", ["vit", "dinov2", "resnet", "convnextv2"])
+def test_an_encoder_of_images_from_a_folder(tmp_path, photos, name, freeze, monkeypatch):
+    encoder = save_encoder(tmp_path / "hub", name)
+    model = ModelConfig(model=f"hf:{tmp_path / 'hub'}", freeze=freeze, fine_tune=not freeze)
+    run = image_run(tmp_path / "run", photos, model, epochs=2)
     backbone = run.pipeline.model
     assert backbone.prepare.resize == {"size": (28, 28), "mode": "bilinear", "align_corners": False}
-    for key, weight in encoder.state_dict().items():
-        assert torch.equal(backbone.encoder.state_dict()[key], weight), key
+    assert same_weights(backbone, encoder.state_dict().values()) == freeze
+    data = DataConfig(data=str(photos))
+    interrupted_run(tmp_path / "part", "step", 2, monkeypatch, None, data, model=model, epochs=2)
+    assert fingerprint(tmp_path / "part") == fingerprint(run.out)
     (tmp_path / "hub").rename(tmp_path / "gone")
     cells = [str(p) for p in sorted(photos.rglob("*.png"))]
-    loaded = Pipeline.load(run.out / "best.pt")
-    pd.testing.assert_frame_equal(loaded.predict(cells), run.pipeline.predict(cells), atol=1e-6)
+    loaded, expected = Pipeline.load(run.out / "best.pt"), run.pipeline.predict(cells)
+    pd.testing.assert_frame_equal(loaded.predict(cells), expected, atol=1e-6)
+    with client_of(run.out / "best.pt") as client:
+        served = client.post("/predict", files=[("f", (Path(cell).name, Path(cell).read_bytes())) for cell in cells])
+    assert [p["prediction"] for p in served.json()["predictions"]] == expected["prediction"].tolist()
+    if freeze:
+        export(Options(str(run.out / "best.pt"), str(tmp_path / "m.onnx")))
+        assert_same_predictions(tmp_path / "m.onnx", loaded, pd.DataFrame({"file": cells[:5]}))
+
+
+def test_encoders_of_images_that_are_stored_or_described_in_other_ways(tmp_path, photos):
+    save_encoder(tmp_path / "half", "vit", torch.float16, size={"shortest_edge": 32}, crop_size=28)
+    model = image_run(tmp_path / "run", photos, ModelConfig(model=f"hf:{tmp_path / 'half'}"), epochs=1).pipeline.model
+    assert model.prepare.size == 28 and {p.dtype for p in model.parameters()} == {torch.float32}
+    save_encoder(tmp_path / "beit", "beit")  # its configuration has a vocabulary, of patches
+    assert reads_images(str(tmp_path / "beit"))
+    save_encoder(tmp_path / "other", "vit", size=56)
+    with pytest.raises(UserError, match=r"^--model hf:.*other does not read images of 56 × 56 pixels \(.*\)\.$"):
+        image_run(tmp_path / "refused", photos, ModelConfig(model=f"hf:{tmp_path / 'other'}"))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, photos, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(hub, "_is_offline", lambda: True)
+    with pytest.raises(UserError, match=r"^--model hf:facebook/dinov2-small: the hub cannot be reached.*folder\.$"):
+        image_run(tmp_path / "run", photos, ModelConfig(model="hf:facebook/dinov2-small"))
 
 
 def test_cached_features_stand_in_for_texts_of_different_lengths():

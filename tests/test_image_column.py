@@ -14,11 +14,14 @@ from PIL import Image
 
 import preprocessing.pixels as pixels_module
 from config import DataConfig, from_plain
+from dataloader import load_splits
 from errors import BrokenRecords, UserError
 from preprocessing.augmentation import STRENGTHS, Augmentation, contact_sheet, flip_is_harmless, make_augmentation
 from preprocessing.column import Cells
 from preprocessing.image import ImageColumn
 from preprocessing.pixels import image_bytes, read_pixels, to_data_url
+from sources.folders import find_files, read_folder
+from sources.layout import Layout
 
 
 def picture(label: int, seed: int, size=(20, 24)) -> Image.Image:
@@ -132,6 +135,14 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
             read_pixels(str(tmp_path / "good.png"), 8, 3)
 
 
+def test_a_table_of_bytes_needs_no_flag(photos):
+    """In a notebook: the cells are no text, and nothing tries to read them as such."""
+    table = pd.DataFrame({"photo": photos.map(image_bytes), "y": ["a", "b"] * (len(photos) // 2)})
+    assert table["photo"].iloc[0].startswith(b"\x89PNG")
+    splits = load_splits(DataConfig(target="y"), 0, table)
+    assert len(splits.train) and isinstance(splits.train["photo"].iloc[0], bytes)
+
+
 def test_paths_bytes_and_data_urls_are_the_same_image(photos):
     fitted, pixels = fit(photos, image_size=16)
     raw = [image_bytes(path) for path in photos]
@@ -141,6 +152,26 @@ def test_paths_bytes_and_data_urls_are_the_same_image(photos):
     with_spaces = pd.Series(photos.tolist(), name="photo", dtype="str")
     assert torch.equal(fitted.encode(with_spaces), pixels)
     assert [image_bytes(url)[:4] for url in urls] == [b"\x89PNG"] * len(urls)
+
+
+@pytest.mark.parametrize(("brand", "name"), [(b"heic", "a HEIC"), (b"avif", "an AVIF"), (b"isom", "not a readable")])
+def test_photos_of_telephones_are_named_as_such(tmp_path, brand, name):
+    raw = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0" + brand + b"miaf" + bytes(80)
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for ending in ("heic", "jpg"):
+        (tmp_path / "photos" / "a" / f"x.{ending}").write_bytes(raw)
+    path = str(tmp_path / "photos" / "a" / "x.heic")
+    for cell, prefix in ((path, f"{path}: "), (raw, "")):
+        with pytest.raises(UserError, match=f"^{prefix}(this is {name} image: convert it|{name} image)"):
+            read_pixels(cell, 8, 3)
+    notes: list[str] = []
+    read_folder(tmp_path / "photos", notes)
+    assert "1 files that are hidden or of another kind left out, among them 1 HEIC or AVIF images: convert" in notes[0]
+    assert path in find_files(str(tmp_path / "photos"), Layout(frozenset({"file"}), lone="file"))
+    (tmp_path / "photos" / "a" / "x.jpg").unlink()
+    with pytest.raises(UserError, match=r"no images and no texts .* There are 1 HEIC or AVIF images: convert them"):
+        read_folder(tmp_path / "photos", notes)
+    assert ImageColumn.detect(Cells(column([path, "b.jpg"])), DataConfig())
 
 
 def test_broken_images_are_reported_all_at_once_by_position(tmp_path, photos):

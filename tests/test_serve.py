@@ -37,6 +37,7 @@ from serving import batching, guard, uploads
 from serving.app import make_app
 from serving.batching import Service
 from serving.schema import RecordSchema
+from sources.request_log import read_log
 
 
 @contextmanager
@@ -315,14 +316,40 @@ def test_images_come_from_the_client_alone(everything, tmp_path):
             refused = client.post("/predict", json={"records": [record]})
             assert refused.status_code == 422 and f"row 1, column '{column}': " in refused.json()["detail"]
         broken = client.post("/predict", files={"a": ("a.png", b"no image")})
-        assert broken.status_code == 422 and "not a readable image" in broken.text
-        good = path.read_bytes()
-        cut = client.post("/predict", files=[("a", ("a.png", good)), ("b", ("b.png", good[: len(good) // 2]))])
-        assert cut.status_code == 422 and f"row 2, column '{column}': the image is broken" in cut.json()["detail"]
+        assert broken.status_code == 422 and f"a.png: row 1, column '{column}': not a readable image" in broken.text
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, "DDS")  # a format that is not accepted
         assert client.post("/predict", files={"a": buffer.getvalue()}).status_code == 422
         assert client.post("/predict", files={}, data={"a": "b"}).status_code == 422
+
+
+def test_a_broken_image_costs_its_row_alone(everything, tmp_path):
+    """Files and data URLs: it is named, keeps its place, and neither feedback nor training counts it."""
+    paths = sorted(make_folder(tmp_path / "photos").rglob("*.png"))[:3]
+    good = [path.read_bytes() for path in paths]
+    bad, heic = good[0][: len(good[0]) // 2], b"\0\0\0\x18ftypmif1\0\0\0\0heicmif1 and more"
+    with client_of(everything["image", "multiclass"], tmp_path / "requests.db") as client:
+        pipeline = Pipeline.load(everything["image", "multiclass"])
+        column, expected = column_of(pipeline, "image"), expected_of(pipeline, list(map(str, paths)))
+        files = [good[0], bad, good[1], heic, good[2]]
+        sent = client.post("/predict", files=[("f", (f"{i}.png", file)) for i, file in enumerate(files)]).json()
+        urls = ["data:image/png;base64," + base64.b64encode(file).decode() for file in files]
+        as_json = client.post("/predict", json={"records": urls}).json()
+        for answer, prefix in ((sent, "{}.png: "), (as_json, "")):
+            found = answer["predictions"]
+            assert all(map(close, (found[i] for i in (0, 2, 4)), expected))
+            for i, why in ((1, "the image is broken"), (3, "this is a HEIC image: convert it to JPEG or PNG.")):
+                assert found[i]["prediction"] is None and set(found[i]) == {"prediction", "error"}
+                assert found[i]["error"].startswith(f"{prefix.format(i)}row {i + 1}, column '{column}': {why}")
+        labels = [str(name) for name in pipeline.task.classes]
+        targets = [labels[0], labels[1], None, labels[0], labels[1]]
+        assert client.post("/feedback", json={"id": sent["id"], "targets": targets}).status_code == 200
+        assert client.get("/health").json()["live"]["targets"] == 2
+        none = client.post("/predict", files=[("f", ("x.png", bad)), ("f", ("y.png", heic))])
+        message = f"x.png: row 1, column '{column}': the image is broken"
+        assert none.status_code == 422 and none.json()["detail"].startswith(message)
+    logged = pd.concat(read_log(tmp_path / "requests.db", 10, []))
+    assert len(logged) == 2
 
 
 @pytest.mark.parametrize("kind", ["image", "mixed"])
