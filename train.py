@@ -15,6 +15,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow down everything else on the machine
 
+import copy
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -71,7 +72,7 @@ def train(
 
 def _train_folds(splits, config: Config) -> Run:
     """Train and evaluate on each fold, in a run folder of its own; return the ensemble of the models."""
-    from evaluation.folds import combine, make_folds, print_folds, same_columns
+    from evaluation.folds import combine, make_folds, print_folds, same_columns, same_networks
     from evaluation.run_folder import open_run_folder
 
     data, training, runs = config.data, config.training, []
@@ -85,6 +86,7 @@ def _train_folds(splits, config: Config) -> Run:
             run = replace(config.run, out=str(folder), resume=str(last) if last.exists() else "")
             if runs:
                 fold = replace(fold, config=same_columns(splits, runs[0].pipeline))
+                config = replace(config, model=same_networks(config.model, runs[0].pipeline))
             runs.append(_train_once(fold, replace(config, training=training, run=run), time.monotonic(), number))
         result, coverage = combine(runs, folds, config, out)
     print_folds(runs, result, coverage)
@@ -135,13 +137,18 @@ def _train_once(splits, config: Config, started: float, fold: int = 0) -> Run:
         write_previews(out, loaders[0], pipeline.preprocessor)
         history = trainer.fit(*loaders[:2])
         leave()
-        if not fold and tries_lite0(config, **pipeline.model_spec, rows=len(splits.train)):
+        if fold < 2 and tries_lite0(config, **pipeline.model_spec, rows=len(splits.train)):
             other = replace(config, model=replace(config.model, model=("lite0",), freeze=True))
-            found = _fit_without_files(splits, other)
-            better, sentence = compare_networks((trainer, loaders[1]), (found[1], found[2][1]), ("the cnn", "lite0"))
+            rival, batches, initial, batch = _fit_without_files(splits, other)
+            better, sentence = compare_networks((trainer, loaders[1]), (rival, batches[1]), ("the cnn", "lite0"))
             print(f"\n{sentence}", flush=True)
-            if better:
-                (splits, trainer, loaders, history), config, pipeline = found, other, found[1].pipeline
+            if better:  # its files are written by training it again, from features that are computed already
+                config, pipeline, loaders = other, rival.pipeline, batches
+                pipeline.model.load_state_dict(initial)
+                pipeline.config = config.to_dict()
+                write_previews(out, [batch], pipeline.preprocessor)
+                trainer = Trainer(pipeline, config.training, config.run)
+                history = trainer.fit(*loaders[:2])
         logits, targets = trainer.logits(loaders[1])
         task = calibrate(pipeline.task, logits, targets, config.training.monitor)
         task = fit_coverage(task, logits, targets, config.run.coverage, scaled=not fold)
@@ -174,18 +181,20 @@ def _fit_part(splits, config: Config, pipeline):
     from evaluation.folds import same_columns
 
     splits = replace(splits, config=same_columns(splits, pipeline))
-    _, trainer, loaders, _ = _fit_without_files(splits, config)
+    trainer, loaders, *_ = _fit_without_files(splits, config)
     return (trainer.task, *trainer.logits(loaders[1]))
 
 
 def _fit_without_files(splits, config: Config):
-    """Return (splits, the trainer when it has finished, loaders, history)."""
+    """Return (the trainer when it has finished, loaders, the initial weights, a batch of records)."""
     from trainer import Trainer
 
-    notes, run = list(splits.notes), replace(config.run, report=False)
-    splits, pipeline, loaders, _ = assemble(splits, replace(config, run=run))
-    trainer = Trainer(pipeline, config.training, replace(run, out=""))
-    return replace(splits, notes=notes), trainer, loaders, trainer.fit(*loaders[:2])
+    run = replace(config.run, out="", report=False)
+    _, pipeline, loaders, _ = assemble(replace(splits, notes=[]), replace(config, run=run))
+    initial, batch = copy.deepcopy(pipeline.model.state_dict()), next(iter(loaders[0]))
+    trainer = Trainer(pipeline, config.training, run)
+    trainer.fit(*loaders[:2])
+    return trainer, loaders, initial, batch
 
 
 def assemble(splits, config: Config):

@@ -105,7 +105,7 @@ def cache_features(model: nn.Module, datasets: list, preprocessor, device: torch
     frozen = [module for module in model.modules() if isinstance(module, Backbone) and module.freeze]
     datasets = [dataset for dataset in datasets if isinstance(getattr(dataset, "inputs", None), dict)]
     for backbone in frozen:
-        for dataset in datasets:
+        for dataset in (each for each in datasets if backbone.INPUT not in each.features):
             dataset.features[backbone.INPUT] = _compute(backbone, dataset.inputs[backbone.INPUT], preprocessor, device)
     return bool(frozen and datasets)
 

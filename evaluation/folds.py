@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from config import FORMATTED
+from config import FORMATTED, ModelConfig
 from errors import UserError
 from evaluation.conformal import describe_coverage, pool_coverage
 from evaluation.intervals import with_interval
@@ -80,6 +80,12 @@ def same_columns(splits, pipeline: Pipeline):
     columns += [f"{name}={form}" for name, form in written.items()]  # of the target
     size = preprocessor.model_args.get("image_size", 0)
     return replace(splits.config, columns=tuple(columns), image_size=size)
+
+
+def same_networks(model: ModelConfig, pipeline: Pipeline) -> ModelConfig:
+    """Return the flags of the network that was kept for the first fold, for all folds."""
+    kept = pipeline.config["model"]
+    return replace(model, model=tuple(kept["model"]), freeze=kept["freeze"], fine_tune=kept["fine_tune"])
 
 
 def interval_of_mean(values: list[float], test_share: float) -> list[float]:

@@ -1,6 +1,7 @@
 """Pretrained backbones: frozen or fine-tuned, the same predictions everywhere, and no need for their source later."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -332,7 +333,10 @@ def test_few_photos_get_the_network_that_is_better_on_the_validation_split(
 ):
     run = try_both(tmp_path / "run", photos, monkeypatch, better)
     assert f"{better} is better than" in capsys.readouterr().out
-    assert Pipeline.load(tmp_path / "run" / "best.pt").model_spec["names"] == [better]
+    for name in ("best.pt", "last.pt"):
+        assert Pipeline.load(tmp_path / "run" / name).model_spec["names"] == [better]
+    written = pd.read_csv(run.out / "history.csv")
+    assert np.allclose(written["val/loss"], run.history["val/loss"]) and (run.out / "augmented.png").exists()
     before = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert before["config"]["model"]["model"] == (["lite0"] if better == "lite0" else ["auto"])
     alone = image_run(tmp_path / "alone", photos, FROZEN if better == "lite0" else ModelConfig(hidden=(8, 8)), epochs=2)
@@ -341,6 +345,28 @@ def test_few_photos_get_the_network_that_is_better_on_the_validation_split(
     train(config.data, config.model, config.training, config.run)
     assert "is complete, and stays as it is" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == before
+
+
+@pytest.mark.parametrize("better", ["lite0", "cnn"])
+def test_a_run_that_is_killed_resumes_with_the_network_that_is_better(better, photos, tmp_path, monkeypatch):
+    whole = try_both(tmp_path / "whole", photos, monkeypatch, better)
+    steps = 2 * math.ceil(json.loads((whole.out / "metrics.json").read_text())["rows"]["train"] / 16)
+    data, model = DataConfig(data=str(photos), batch_size=16), ModelConfig(hidden=(8, 8))
+    whole = quick_run(tmp_path / "again", data=data, model=model, epochs=2)
+    for phase in (0, 2) if better == "lite0" else (0,):  # of the cnn, lite0 without files, and lite0 with files
+        part = tmp_path / f"part-{phase}"
+        interrupted_run(part, "step", phase * steps + 2, monkeypatch, None, data, model=model, epochs=2)
+        assert fingerprint(part) == fingerprint(whole.out)
+    part = tmp_path / "between"
+    interrupted_run(part, "step", steps + 2, monkeypatch, None, data, model=model, epochs=2)
+    assert fingerprint(part) == fingerprint(whole.out)
+
+
+def test_all_folds_have_the_network_of_the_first(photos, tmp_path, monkeypatch):
+    try_both(tmp_path / "one", photos, monkeypatch, "lite0")
+    data = DataConfig(data=str(photos), folds=3)
+    run = quick_run(tmp_path / "folds", data=data, model=ModelConfig(hidden=(8, 8)), epochs=1)
+    assert all(isinstance(member.model, Lite0) for member in run.pipeline.members)
 
 
 def test_flags_that_name_the_network_or_the_time_decide(photos, tmp_path, monkeypatch, capsys):
