@@ -1,5 +1,6 @@
 """Several processes of torchrun train the model of one process, share its checkpoints, and end together."""
 
+import contextlib
 import json
 import os
 import signal
@@ -72,6 +73,48 @@ def test_two_processes_train_the_model_of_one(both):
     found = [metrics(out) for out in both]
     assert found[0]["test"] == pytest.approx(found[1]["test"], abs=1e-6)
     assert found[1]["processes"] == 2 and found[0]["best_epoch"] == found[1]["best_epoch"]
+
+
+@pytest.fixture
+def two_hosts():
+    """The names of two network namespaces with a cable between them, 10.77.0.1 and 10.77.0.2: it needs root."""
+    hosts = [f"host{i}-{os.getpid()}" for i in (1, 2)]
+    cable = f"link add {hosts[0][-12:]}a type veth peer name {hosts[0][-12:]}b"
+    lines = [f"netns add {host}" for host in hosts] + [cable]
+    for i, (host, end) in enumerate(zip(hosts, "ab", strict=True), start=1):
+        lines.append(f"link set {hosts[0][-12:]}{end} netns {host} name eth0")
+        lines += [
+            f"-n {host} {line}" for line in (f"addr add 10.77.0.{i}/24 dev eth0", "link set eth0 up", "link set lo up")
+        ]
+    try:
+        for line in lines:
+            subprocess.run(["ip", *line.split()], check=True, capture_output=True)
+        yield hosts
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("network namespaces are not allowed here")
+    finally:
+        for host in hosts:
+            with contextlib.suppress(OSError):
+                subprocess.run(["ip", "netns", "del", host], check=False, capture_output=True)
+
+
+def test_two_hosts_train_the_model_of_one(both, two_hosts, data, tmp_path):
+    processes = []
+    for i, host in enumerate(two_hosts, start=1):
+        meeting = f"--rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29400 --rdzv-conf is_host={i == 1}"
+        launch = f"-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --local-addr 10.77.0.{i} {meeting}"
+        flags = ("--data", data, *FLAGS, *MLP, "--epochs", 4, "--out", tmp_path / "run")
+        line = ["ip", "netns", "exec", host, sys.executable, *launch.split(), str(ROOT / "train.py"), *map(str, flags)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+        processes.append(subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+    one, two = weights(both[0]), weights(tmp_path / "run")
+    assert all(torch.allclose(one[name], two[name], rtol=0, atol=1e-6) for name in one)
 
 
 def test_checkpoints_are_interchangeable(both, data):
