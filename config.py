@@ -211,8 +211,8 @@ class ModelConfig:
 
     model: tuple[str, ...] = ("auto",)
     """One network per input: tabm or mlp (numbers, categories), bag or transformer (text), cnn or lite0 (image; lite0
-    is trained on ImageNet), hf:NAME (text or image, from Hugging Face). auto, and inputs without one: tabm, cnn; texts
-    without one become numbers."""
+    is trained on ImageNet), hf:NAME (text or image, from Hugging Face). auto, and inputs without one: tabm; cnn, or
+    lite0 if that is better on validation (few images in colour); texts without one become numbers."""
     freeze: bool = False
     """A pretrained network (lite0, hf:NAME) stays as it is: its features are computed once, and only a head on them is
     trained."""
