@@ -271,7 +271,8 @@ class TrainConfig:
     optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop"] = "AdamW"
     """Optimizer of torch.optim."""
     lr: Annotated[float, Search(5e-4, 2e-2, log=True)] = -1.0
-    """Learning rate; OneCycleLR takes it as the peak. -1 = 0.01 for a cnn alone, 0.001 for lite0, 0.003 for all else."""
+    """Learning rate; OneCycleLR takes it as the peak. -1 = 0.01 for a cnn alone, 0.001 for lite0 alone, and 0.003 for
+    all else."""
     weight_decay: Annotated[float, Search(1e-5, 0.5, log=True)] = 3e-4
     """L2 penalty on the weights (for AdamW, decoupled)."""
     momentum: float = 0.9
