@@ -193,7 +193,7 @@ def test_fine_tuning_changes_the_encoder_and_warms_up_both_rates(tmp_path, photo
     run = image_run(tmp_path / "run", photos, TUNED, epochs=2, warmup=1)
     assert not same_weights(run.pipeline.model, small_weights)
     state = torch.load(run.out / "last.pt", weights_only=True)["training"]["optimizer"]
-    assert [g["initial_lr"] for g in state["param_groups"]] == [3e-3, Lite0.MAX_LR]
+    assert [g["initial_lr"] for g in state["param_groups"]] == [Lite0.RECIPE["lr"], Lite0.MAX_LR]
     assert run.pipeline.preprocessor.lone.augment == "standard"
 
 
