@@ -165,7 +165,7 @@ def test_a_column_of_nulls_is_left_out(tmp_path):
     [
         (["--data", "absent.csv"], ["absent.csv: no such file"]),
         (["--hidden", "0"], ["--hidden", "not 0"]),
-        (["--lr", "-1"], ["--lr", "-1"]),
+        (["--lr", "-2"], ["--lr", "not -2"]),
         (["--lr", "fast"], ["--lr", "fast"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--dropout", "1"], ["--dropout"]),
