@@ -25,7 +25,7 @@ from sources.request_log import read_log
 from sources.sheets import read_sheet
 
 _SIGNATURES = {b"PAR1": "parquet", b"PK\3\4": "xlsx", b"\xd0\xcf\x11\xe0": "xls"}  # first bytes → ending
-ON_DISK = 128 << 20  # bytes of text from which on a table is kept on disk: it takes a multiple in memory
+ON_DISK = 16 << 20  # bytes of text from which on a table is kept on disk: it takes a multiple in memory
 PACKED = 5  # bytes in memory of a byte of a packed file
 PARTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")  # of the files of a folder that are parts of one table
 DATA_URL = "data:image/"  # an image inside a cell of text
