@@ -324,7 +324,8 @@ def make_loaders(
 ) -> tuple[DataLoader, DataLoader, DataLoader]:
     """Return the loaders of the train (shuffled), validation and test splits.
 
-    encoded: the columns of each split, as `fit_splits` returns them.  batch_size: 0 = see `choose_batch_size`.
+    encoded: the columns of each split, as `fit_splits` returns them; they are used up.  batch_size: 0 = see
+    `choose_batch_size`.
     """
     batch_size = batch_size or choose_batch_size(len(splits.train))
     loaders = []
@@ -334,4 +335,5 @@ def make_loaders(
         is_training = not loaders
         size = batch_size if is_training else preprocessor.eval_batch_size
         loaders.append(make_loader(preprocessor.join(columns), targets, size, shuffle=is_training))
+        columns.clear()  # numbers are copied when they are joined
     return tuple(loaders)

@@ -261,9 +261,13 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
 
     encoded: the columns of the training records.  names: of --model.
     """
-    from backbones.embeddings import frequent_values, quantile_bins
+    import torch
+
+    from backbones.embeddings import BIN_ROWS, frequent_values, quantile_bins
     from backbones.settings import pretrained_args
     from model import choose_dropout, choose_networks, initial_model
+    from preprocessing.column import evenly_spaced
+    from preprocessing.preprocessor import take
 
     names = choose_networks(names, list(preprocessor.inputs))
     flags = {name: getattr(config.model, name) for name in ("activation", "batch_norm", "dropout")}
@@ -272,7 +276,8 @@ def _build_network(preprocessor, encoded: dict, task, names: tuple[str, ...], co
     flags |= {"hidden": list(config.model.hidden), **pretrained_args(names, config.model.freeze)}
     args = {**preprocessor.model_args, "out_features": task.out_features, **flags}
     if "numbers" in preprocessor.inputs:
-        numbers = preprocessor.join(encoded)["numbers"]
+        rows = evenly_spaced(torch.arange(len(next(iter(encoded.values())))), BIN_ROWS)
+        numbers = torch.cat([take(encoded[column.name], rows) for column in preprocessor.inputs["numbers"]], dim=1)
         args |= {"bins": quantile_bins(numbers), "levels": frequent_values(numbers)}
     return initial_model(names, args, config.training.seed), {"names": names, "args": args}
 

@@ -24,6 +24,7 @@ from scaling.device import SUM_DTYPES, be_deterministic, mixed_precision, move, 
 from scaling.interruption import Interruption
 from scaling.processes import count, from_main, gather, is_main, part, sync_batch_norm, total_in_place, total_of
 from scaling.randomness import generator_state, seed_all, seed_batch, set_generator_state
+from sources.disk import release_memory
 
 # With fewer multiply-adds per step, distributing work over threads costs more than it saves
 # (measured with `python benchmarks/training_speed.py --threads`).
@@ -305,6 +306,7 @@ class Trainer:
         if cache_features(self.model, datasets, self.pipeline.preprocessor, self.device):
             work = self._count_work(loader)
         self._set_up_network(datasets)
+        release_memory()
         self._plan(work, loader, val_loader)
         steps_per_epoch = math.ceil(self.batches / self.config.accumulate)
         self.warmup_steps = 0 if self.config.scheduler == "OneCycleLR" else self.config.warmup * steps_per_epoch

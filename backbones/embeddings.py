@@ -10,6 +10,7 @@ from preprocessing.column import evenly_spaced
 
 LEVEL_GAP = 1e-3  # between two values; a tenth of it is rounding
 MOST = 0.6  # share of the rows
+BIN_ROWS = 100_000  # that bins and frequent values are found in
 
 
 class CategoryEmbedding(nn.Module):
@@ -92,12 +93,10 @@ def quantile_bins(numbers: Tensor) -> list[list[float]]:
     """Return the edges of at most 48 bins for each of F numbers (N, F), with about equally many rows in each bin, and
     at least 50. A number with one value only has one bin."""
     count = min(48, max(4, len(numbers) // 50))
-    rows = evenly_spaced(numbers, 100_000).double()
     levels = torch.linspace(0, 1, count + 1, dtype=torch.float64)
-    edges = torch.quantile(rows, levels, dim=0, interpolation="nearest").float()
     distinct = []
-    for column in edges.T:
-        values = column.unique()
+    for column in evenly_spaced(numbers, BIN_ROWS).T:  # one by one, to save memory
+        values = torch.quantile(column.double(), levels, interpolation="nearest").float().unique()
         # Values that differ by rounding alone, as of a sine, would make a bin so narrow that it enlarges rounding.
         apart = values.diff(prepend=values[:1] - 1) > 1e-5 * (values[-1] - values[0])
         distinct.append(values[apart].tolist())
@@ -107,7 +106,7 @@ def quantile_bins(numbers: Tensor) -> list[list[float]]:
 def frequent_values(numbers: Tensor) -> list[list[float]]:
     """Return the frequent values of each of F numbers (N, F) that looks like a code or a count: 11 to 512 values that
     at least 30 rows have, and that most rows have one of. Other numbers have none."""
-    rows = evenly_spaced(numbers, 100_000)
+    rows = evenly_spaced(numbers, BIN_ROWS)
     found = []
     for column in rows.T:
         values, counts = column.unique(return_counts=True)

@@ -1,8 +1,9 @@
-"""Measure throughput and memory against rows, and two processes against one.
+"""Measure throughput and memory against rows, two processes against one, and a table larger than memory.
 
   python benchmarks/scaling.py rows                    100,000 and 1,000,000 rows, from csv and from parquet
   python benchmarks/scaling.py rows --rows 10000000    on a machine with time: the csv alone has 5 GB
   python benchmarks/scaling.py processes               torchrun with two processes, beside one with one thread
+  python benchmarks/scaling.py memory                  a table of three times the memory that the run may take
 
 Rows: a table of 30 numbers, the default network, one epoch, one thread, without a report. "before" is the time until
 the first step: reading, detecting kinds, fitting, encoding. The bare loop trains the same network on encoded tensors
@@ -11,6 +12,10 @@ without mapped files, which the system can drop; the float32 table is 120 bytes 
 
 Processes: the default network of tables and the cnn, the same batches, medians over the epochs after the first. On two
 cores the most is 2.0. Machines are noisy: read the ratios.
+
+Memory: a csv whose cells are three times ALLOWED. The limit (RLIMIT_DATA, as `ulimit -d`) is ALLOWED above what a run
+of a tiny table takes. The run below the limit, and the one that is killed there and resumed, must give the same weights
+as the run without a limit.
 """
 
 import os
@@ -22,6 +27,7 @@ import contextlib
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +42,8 @@ import numpy as np
 import pandas as pd
 
 COLUMNS, LITTLE = 30, 10_000
+ALLOWED = 64 << 20  # bytes, beyond a run of a tiny table
+ROW = 580  # bytes that the cells of a row of a csv take in memory
 
 
 def make_table(rows: int, path: Path) -> None:
@@ -180,9 +188,71 @@ def compare_processes(folder: Path) -> None:
         print(f"{name:<9} {one:>9,.0f}/s {two:>13,.0f}/s {two / one:>7.2f}", flush=True)
 
 
+# ---------------------------------------------------------------- a table larger than memory
+
+
+def start_limited(flags: list[str], limit: int = 0) -> subprocess.Popen:
+    """Start train.py; if there is a `limit`, with no more bytes of memory of its own. Linux only."""
+    import resource
+
+    def set_limit() -> None:
+        if limit:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    line = [sys.executable, str(ROOT / "train.py"), *flags, "--threads", "1"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, preexec_fn=set_limit, **pipes)
+
+
+def finish(process: subprocess.Popen, kill_at: Path | None = None) -> int:
+    """Wait for the end, or kill as soon as a file is there. Return the peak of the memory of its own, in bytes."""
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(OSError, IndexError):  # it has just ended
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, int(status.split("VmData:")[1].split()[0]) << 10)
+        if kill_at and kill_at.exists():
+            time.sleep(1)  # into the next epoch
+            process.kill()
+        time.sleep(0.005)
+    if process.returncode not in (0, -signal.SIGKILL if kill_at else 0):
+        raise SystemExit(f"train.py ended with {process.returncode}: {process.stderr.read()}")
+    return peak
+
+
+def check_memory(folder: Path) -> None:
+    """Train on a table of three times the allowed memory, with and without a limit, and killed and resumed."""
+    for name, rows in (("tiny", 1_000), ("large", 3 * ALLOWED // ROW)):
+        make_table(rows, folder / f"{name}.csv")
+    cells = pd.read_csv(folder / "large.csv", dtype=str, nrows=10_000).memory_usage(index=False, deep=True).sum() / 1e4
+    print(f"table: {rows:,} rows, {rows * cells / 1e6:.0f} MB of cells, {rows * COLUMNS * 4 / 1e6:.0f} MB as float32")
+
+    def flags(table: str, out: str) -> list[str]:
+        run = ["--model", "mlp", "--epochs", "6", "--batch-size", "512", "--no-report", "--out", str(folder / out)]
+        return ["--data", str(folder / f"{table}.csv"), "--target", "y", *run]
+
+    def sha(out: str) -> str:
+        return json.loads((folder / out / "metrics.json").read_text())["weights_sha256"]
+
+    tiny = finish(start_limited(flags("tiny", "tiny")))
+    limit = tiny + ALLOWED
+    free = finish(start_limited(flags("large", "free")))
+    limited = finish(start_limited(flags("large", "limited"), limit))
+    finish(start_limited(flags("large", "killed"), limit), kill_at=folder / "killed" / "last.pt")
+    was_killed = not (folder / "killed" / "metrics.json").exists()
+    finish(start_limited(["--resume", str(folder / "killed" / "last.pt")], limit))
+    above = [f"{(peak - tiny) / 1e6:.0f} MB" for peak in (limit, free, limited)]
+    print(f"memory above a tiny run: limit {above[0]}, without limit {above[1]}, with limit {above[2]}")
+    assert was_killed, "the run was complete before it could be killed"
+    assert sha("limited") == sha("free") == sha("killed"), "the weights differ"
+    print("the same weights without limit, with limit, and killed and resumed")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["rows", "processes", "measure"], help="measure is for one table, in rows")
+    parser.add_argument(
+        "what", choices=["rows", "processes", "memory", "measure"], help="measure is for one table, in rows"
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--path", default="")
     args = parser.parse_args()
@@ -192,6 +262,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.what == "rows":
             compare_rows(args.rows, Path(folder))
+        elif args.what == "memory":
+            check_memory(Path(folder))
         else:
             compare_processes(Path(folder))
 

@@ -87,7 +87,7 @@ class Column:
     name: str
     kind: ClassVar[str]
     input: ClassVar[str]  # the named tensor that it feeds: numbers, categories, text or image
-    eval_batch_size: ClassVar[int] = 2048  # records in a forward pass without gradients
+    eval_batch_size: ClassVar[int] = 1024  # records in a forward pass without gradients; more leave the caches
     read_rows: ClassVar[int] = 65_536  # records that predict.py holds in memory at once
     file_endings: ClassVar[tuple[str, ...]] = ()  # of files that can be one cell each
     path_cells: ClassVar[bool] = False  # cells may be file names, relative to the folder of their table
